@@ -6,21 +6,30 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-try:
+
+@contextlib.contextmanager
+def extras() -> Iterator[None]:
+    """Imports that, where one is missing, end the script with a line that says so."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        raise SystemExit(
+            f"{str(missing.name).split('.')[0]} is not installed. In the project's root, "
+            'run: pip install -e ".[examples]"'
+        ) from None
+
+
+with extras():
     import flax  # noqa: F401
     import jax
     import matplotlib as mpl
-    import rich  # noqa: F401
     import sklearn  # noqa: F401
     from matplotlib.figure import Figure
+    from rich import box
+    from rich.table import Table
     from tqdm import tqdm
 
     import optwd  # noqa: F401
-except ModuleNotFoundError as missing:
-    raise SystemExit(
-        f"{missing.name} is not installed. In the project's root, run: "
-        'pip install -e ".[examples]"'
-    ) from None
 
 # Okabe and Ito's colours tell apart for colour-blind readers; line styles do it in grey.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -51,6 +60,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("out"), metavar="DIR", help="for the picture; out"
     )
     return options
+
+
+def table(*columns: str) -> Table:
+    """A table to add rows to and to print with rich."""
+    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def progress(total: int) -> tqdm:

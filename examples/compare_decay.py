@@ -18,8 +18,7 @@ import _digits as digits
 import jax
 import numpy as np
 import optax
-from rich import box, print
-from rich.table import Table
+from rich import print
 
 import optwd
 
@@ -123,7 +122,7 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
             curves[name], weights[name] = train(optimizer, *begin, steps, bar)
 
     columns = "", "λ", "test accuracy", "train loss", "‖θ‖", "max |Δθ|"
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = common.table(*columns)
     for name, (λ, _) in recipes.items():
         loss, accuracy, norm = curves[name][-1]
         difference = np.abs(weights[name] - weights["optax.adamw"]).max()

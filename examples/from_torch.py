@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich import box, print
-from rich.table import Table
+from rich import print
 
 from optwd import compat
 
@@ -85,7 +84,7 @@ def main(argv: list[str] | None = None) -> np.ndarray | None:
     rates = RATE * (1 - np.arange(steps) / steps)
     x, y, _, _ = digits.split(args.seed)
     rows = np.random.default_rng(args.seed).integers(0, len(x), (steps, digits.BATCH))
-    table = Table("step", "loss in torch", "loss in JAX", "max |Δθ|", box=box.SIMPLE_HEAD)
+    table = common.table("step", "loss in torch", "loss in JAX", "max |Δθ|")
     apart = []
     with common.float64(), common.progress(steps) as bar:
         net, optimizer = begin(torch, args.seed)

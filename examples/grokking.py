@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich import box, print
-from rich.table import Table
+from rich import print
 
 import optwd
 from optwd import decay, masks
@@ -143,7 +142,7 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
     task = f"(a + b) mod {p} from {share:.0%} of the table"
     print(f"{task}, {n} seeds; accuracies after {steps} steps:")
     columns = "", "training", "test", f"steps to {GOAL:.0%} test accuracy"
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = common.table(*columns)
     for name, measured in curves.items():
         reached = (f"{t:.0f}" for t in when[name])
         row = *(f"{a:.1%}" for a in measured[-1].mean(0)), ", ".join(reached)

@@ -26,8 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.colors import LogNorm
-from rich import box, print
-from rich.table import Table
+from rich import print
 
 import optwd
 
@@ -134,7 +133,7 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], Panel]:
         f"{digits.SETTING}; {HIDDEN} hidden units, {steps} steps of {digits.BATCH}, "
         f"{n} seeds, float32. Slope: of the best log λ over log η."
     )
-    table = Table("", "", "least error", "slope", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = common.table("", "", "least error", "slope")
     for (regime, form), panel in panels.items():
         slope = f"{panel.slope:.2f} ± {panel.spread:.2f}"
         table.add_row(regime, form, f"{panel.errors.min():.1%}", slope)

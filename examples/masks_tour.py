@@ -8,14 +8,16 @@ one line serves linen, nnx, Haiku and Equinox. The last table weighs the leaves 
 """
 
 import _common as common  # isort: skip  # first: it says which extra is missing
-import equinox as eqx
 import flax.linen as nn
-import haiku as hk
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from optwd import masks, tabulate
+
+with common.extras():
+    import equinox as eqx
+    import haiku as hk
 
 VOCABULARY, WIDTH = 100, 8
 KEY, TOKENS = jax.random.key(0), jnp.zeros((1, 5), int)

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich import box, print
-from rich.table import Table
+from rich import print
 
 import optwd
 
@@ -88,7 +87,7 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
                 paths[-1][name] = trace(optimizer)
                 bar.update(STEPS)
 
-    table = Table("", "x₁", "x₂", "f(x)", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = common.table("", "x₁", "x₂", "f(x)")
     named = {name: path for group in paths for name, path in group.items()}
     for name, path in named.items():
         end = path[-1]

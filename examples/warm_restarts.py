@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich import box, print
-from rich.table import Table
+from rich import print
 
 import optwd
 from optwd import rates
@@ -118,7 +117,7 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
             curves[name] = train(optimizer, *begin, steps, bar)
 
     print(f"{digits.SETTING}; test accuracy at the end of each cycle, {len(seeds)} seeds:")
-    table = Table("", *columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = common.table("", *columns)
     for name, accuracy in curves.items():
         table.add_row(name, *(f"{a:.1%}" for a in accuracy[ends - 1]))
     _, lam = restarts(1.0, cycles)

@@ -308,11 +308,14 @@ def test_options_that_cannot_be_are_refused(option, capsys):
     assert "--steps a multiple of 50" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["flax", "matplotlib", "optwd", "sklearn", "tqdm"])
+@pytest.mark.parametrize(
+    "module", ["equinox", "flax", "haiku", "matplotlib", "optwd", "rich", "sklearn", "tqdm"]
+)
 def test_a_missing_extra_is_named_in_one_line(module, tmp_path):
+    example = "masks_tour" if module in ("equinox", "haiku") else "compare_decay"
     block = (
-        f"import runpy, sys; sys.modules['{module}'] = None; "
-        f"sys.path.insert(0, {str(EXAMPLES)!r}); import compare_decay"
+        f"import sys; sys.modules['{module}'] = None; "
+        f"sys.path.insert(0, {str(EXAMPLES)!r}); import {example}"
     )
     run = python("-c", block, cwd=tmp_path)
     assert run.returncode == 1
