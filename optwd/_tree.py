@@ -157,7 +157,9 @@ def _run(calls: list[Call]) -> list[tuple[jax.Array, ...]]:
 
     results: dict[int, tuple[jax.Array, ...]] = {}
     for alike in kinds.values():
-        equation, _, *rest = calls[alike[0]]
+        equation, arrays, scalars, chance = calls[alike[0]]
+        real = at_least_float32(*map(dtype_of, arrays))
+        rest = tuple(_strong(s, real) for s in scalars), chance
         size = math.isqrt(len(alike))
         for start in range(0, len(alike), size):
             batch = alike[start : start + size]
@@ -170,16 +172,23 @@ def _run(calls: list[Call]) -> list[tuple[jax.Array, ...]]:
     return [results[i] for i in range(len(calls))]
 
 
+def _strong(scalar: Scalar, dtype: Any) -> Any:
+    """Of that dtype and not weakly typed, once, so that no leaf need convert it."""
+    if isinstance(scalar, float):
+        return np.asarray(scalar, dtype)
+    return jnp.asarray(scalar).astype(dtype)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _batch(equation: Any, rows: Any, scalars: Any, chance: Any) -> Any:
     return [_compute(equation, arrays, scalars, chance) for arrays in rows]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def _compute(equation: Any, arrays: Any, scalars: Any, chance: Any) -> Any:
     real = at_least_float32(*(x.dtype for x in arrays))
     wide = (x.astype(_complex(real) if is_complex(x) else real) for x in arrays)
-    results = equation(*wide, *(jnp.asarray(s).astype(real) for s in scalars))
+    results = equation(*wide, *scalars)
     results = results if isinstance(results, tuple) else (results,)
     for result, like in zip(results, arrays, strict=False):
         if result.shape != like.shape:
