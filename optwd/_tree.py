@@ -216,13 +216,29 @@ def zeros_like(params: PyTree, dtype: Any = None, *, real: bool = False) -> PyTr
 
     def zeros(p: Any) -> jax.Array:
         if not is_inexact(p):
-            return jnp.zeros_like(p)
+            return _zeros(p, dtype_of(p))
         wanted = at_least_float32(dtype_of(p)) if dtype is None else dtype
         if is_complex(p) and not real:
             wanted = _complex(jnp.finfo(wanted).dtype)
-        return jnp.zeros_like(p, dtype=wanted)
+        return _zeros(p, wanted)
 
     return jax.tree.map(zeros, params)
+
+
+def _zeros(p: Any, dtype: Any) -> jax.Array:
+    return _beside(p, jnp.zeros_like(p, dtype=dtype))
+
+
+def _beside(p: Any, x: Any) -> Any:
+    """`x`, on the devices of `p`, whose shape it has.
+
+    A traced `p` does not say which these are. But what is computed from it elementwise
+    lives where it lives, and a choice between equals costs nothing once it is compiled.
+    """
+    if not isinstance(p, Tracer):
+        return x
+    p = p if is_inexact(p) else p.astype(jnp.float32)  # n == n is dropped too early
+    return jnp.where(p == p, x, x)
 
 
 def moment_dtype(name: str, dtype: Any) -> Any:
@@ -321,7 +337,7 @@ def residuals(params: PyTree, *, wide: bool) -> PyTree:
 
     def zeros(p: Any) -> jax.Array:
         kept = is_narrow(p) or (wide and is_inexact(p))
-        return jnp.zeros_like(p, dtype=dtype_of(p), shape=None if kept else ())
+        return _zeros(p, dtype_of(p)) if kept else jnp.zeros((), dtype_of(p))
 
     return jax.tree.map(zeros, params)
 
@@ -347,13 +363,13 @@ def like_params(name: str, tree: PyTree, params: PyTree) -> PyTree:
         raise ValueError(f"the {name} must be a tree like the parameters: {said}") from None
     kept = []
     for (keys, p), x in zip(with_paths, leaves, strict=True):
-        kept.append(p if absent(p) else x)
-        shape = jax.tree.map(jnp.shape, kept[-1])
+        shape = jax.tree.map(jnp.shape, x)
         if not absent(p) and shape != jnp.shape(p):
             raise ValueError(
                 f"{path_of(keys)}: the parameter has shape {jnp.shape(p)}, the {name} "
                 f"{shape}; they must be equal, nothing is broadcast."
             )
+        kept.append(p if absent(p) else _beside(p, x))
     return treedef.unflatten(kept)
 
 
@@ -539,6 +555,30 @@ def _zero(g: Any, row: list[Any]) -> Any:
 
 
 # --- measuring -----------------------------------------------------------------------
+
+
+def refuse_shards(name: str, *trees: PyTree) -> None:
+    """Raise inside of `jax.shard_map` where a leaf may be a shard of its tensor.
+
+    There, a sum over a leaf is the sum over what this device has of it.
+    """
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    # Everything looks the same on all devices where shard_map does not check (check_vma).
+    checked = manual and _varying(jax.lax.axis_index(manual[0]))
+    for x in jax.tree.leaves(trees):
+        if manual and (axes := _varying(x) if checked else manual):
+            raise ValueError(
+                f"{name} measures whole tensors, and inside shard_map over the axes "
+                f"{tuple(axes)} it may see shards. Update outside of shard_map, under "
+                "jit; or, where every device has the whole, leave check_vma=True."
+            )
+
+
+def _varying(x: Any) -> Iterable[Any]:
+    """The axes along which `x` may differ from device to device."""
+    aval: Any = jax.typeof(x)
+    kind = getattr(aval, "manual_axis_type", aval)  # as of JAX 0.10
+    return sorted(getattr(kind, "varying", getattr(kind, "vma", ())))
 
 
 def norm(tree: PyTree) -> jax.Array:

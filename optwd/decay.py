@@ -384,6 +384,7 @@ def _take_bound(u, multiplier, bound, p, mu):
 
 
 def _mean_square(x):
+    _tree.refuse_shards("decay.constrained", x)
     return jnp.sum(jnp.square(jnp.abs(x))) / max(x.size, 1)
 
 

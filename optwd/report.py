@@ -240,6 +240,7 @@ def monitor(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         new, inner = transformation.update(updates, state.inner, params, **extra)
+        _tree.refuse_shards(f"monitor {name!r}", updates, new)
         measured = measure(_tree.norm(updates), _tree.distance(new, updates))
         return new, MonitorState(inner, measured)
 
@@ -283,6 +284,7 @@ def monitor_rounding() -> optax.GradientTransformationExtraArgs:
                 "monitor_rounding needs the parameters: "
                 "call update(updates, state, params)."
             )
+        _tree.refuse_shards("monitor_rounding", updates, params)
         lost = _tree.share_lost(updates, params)
         return updates, MonitorState((), {"rounding/lost": lost})
 

@@ -9,7 +9,7 @@ import optax
 import optwd
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
     """A factory, arguments that make it do something, and what is true of it."""
 

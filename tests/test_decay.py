@@ -9,14 +9,11 @@
 - constrained: nothing below an infinite bound, holds the statistic to a tight one, takes
   its bound at the warm start;
 - fixed points under a constant direction, with and without the learning rate;
-- no parameter-sized temporary; state through Orbax and over several devices;
+- no parameter-sized temporary; state through Orbax;
 - bad input raises, with the path, the value and the fix.
 """
 
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -417,40 +414,6 @@ def test_orbax_round_trip(transformation, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     got, want = (step(transformation, params, s, first)[0] for s in (restored, state))
     jax.tree.map(np.testing.assert_array_equal, got, want)
-
-
-SHARDED = """
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from optwd import decay
-
-mesh = Mesh(np.array(jax.devices()), ("data",))
-rows, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
-w = jax.device_put(jnp.arange(8.0).reshape(4, 2), rows)
-for rule in (decay.toward_init(0.1), decay.constrained(0.1), decay.linear(0.1)):
-    for init in (rule.init, jax.jit(rule.init)):
-        state = init(w)
-        u, new = jax.jit(rule.update)(w, state, w)
-        assert u.sharding.is_equivalent_to(rows, 2), u.sharding
-        for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
-            want = rows if x.ndim else everywhere
-            assert y.sharding.is_equivalent_to(want, x.ndim), (y, y.sharding)
-            assert x.ndim == 0 or x.sharding.is_equivalent_to(want, x.ndim), x.sharding
-        single = np.asarray(w)
-        np.testing.assert_allclose(
-            u, rule.update(single, rule.init(single), single)[0], rtol=1e-6
-        )
-print(jax.device_count())
-"""
-
-
-def test_state_shards_like_its_parameters():
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    env["JAX_PLATFORMS"] = "cpu"
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True
-    )
-    assert done.stdout == "2\n", done.stderr
 
 
 # --- bad input -----------------------------------------------------------------------
