@@ -37,5 +37,6 @@ from optwd.report import metrics as metrics
 from optwd.report import monitor as monitor
 from optwd.report import monitor_rounding as monitor_rounding
 from optwd.report import tabulate as tabulate
+from optwd.serialization import register_for_export as register_for_export
 
 __version__ = "0.1.0"
