@@ -232,13 +232,15 @@ def _zeros(p: Any, dtype: Any) -> jax.Array:
 def _beside(p: Any, x: Any) -> Any:
     """`x`, on the devices of `p`, whose shape it has.
 
-    A traced `p` does not say which these are. But what is computed from it elementwise
-    lives where it lives, and a choice between equals costs nothing once it is compiled.
+    A traced `p` does not say which these are, but what is computed from it elementwise
+    lives where it lives. So `p` has a say here that never counts, as XLA does not know:
+    where it does, for integers or for a choice between equals, `x` is on one device.
     """
     if not isinstance(p, Tracer):
         return x
-    p = p if is_inexact(p) else p.astype(jnp.float32)  # n == n is dropped too early
-    return jnp.where(p == p, x, x)
+    p = p if is_inexact(p) else p.astype(jnp.float32)
+    never = (p == p) & (p != p)
+    return jnp.where(never, jnp.ones_like(x), x)
 
 
 def moment_dtype(name: str, dtype: Any) -> Any:
