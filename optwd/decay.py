@@ -264,7 +264,7 @@ def constrained(
     A tensor below its bound is not decayed; above it Λ grows until it is held. The
     statistic is the mean of squares, so that one κ and one μ serve tensors of every size:
     the paper's algorithm with the bound ``nκ`` and the rate ``μ/n``, as in its authors'
-    code. A stacked leaf of several layers is one tensor.
+    code. A stacked leaf of several layers is one tensor, and so is a sharded one.
 
     Place in the chain: behind the learning rate, last before ``scale(-1)``, where Λ is the
     whole rate. What stands behind scales the pull, and Λ then has to grow by as much more,
@@ -284,7 +284,8 @@ def constrained(
       A transformation with state `decay.ConstrainedState`; leaves of any shape.
 
     Raises:
-      ValueError: as `linear`; both or neither of ``bound`` and ``warm_start``.
+      ValueError: as `linear`; both or neither of ``bound`` and ``warm_start``; ``update``
+        inside of ``jax.shard_map`` where a leaf may be a shard.
 
     >>> import jax.numpy as jnp
     >>> decay, theta = constrained(3.9), jnp.array([2.0])

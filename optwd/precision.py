@@ -179,7 +179,8 @@ def round_stochastically(seed: ArrayLike) -> optax.GradientTransformationExtraAr
 
     The chances come from the seed, the step, the leaf's place in the tree and the element's
     place in its leaf, so that the same seed gives the same run, on any number of devices.
-    Under ``jax.vmap`` each member needs a seed of its own to have chances of its own.
+    Under ``jax.vmap`` each member needs a seed of its own to have chances of its own;
+    inside of ``jax.shard_map`` a place is one in the shard, so shards share their chances.
 
     Place in the chain: last, behind the sign flip, inside of `in_float32`:
     ``in_float32(chain(adamw(…), round_stochastically(0)))``. The updates are to be added as

@@ -215,7 +215,8 @@ def monitor(
       The transformation, with state `MonitorState` around its own.
 
     Raises:
-      ValueError: a name that is not a string or is empty.
+      ValueError: a name that is not a string or is empty; ``update`` inside of
+        ``jax.shard_map`` where a leaf may be a shard.
 
     >>> from optwd import decay
     >>> tx, theta = monitor(decay.linear(0.1), "decay"), jnp.array([10.0])
@@ -262,7 +263,8 @@ def monitor_rounding() -> optax.GradientTransformationExtraArgs:
       A transformation with state `MonitorState` that returns the updates as they are.
 
     Raises:
-      ValueError: ``update`` without parameters.
+      ValueError: ``update`` without parameters, or inside of ``jax.shard_map`` where a leaf
+        may be a shard.
 
     >>> tx, theta = monitor_rounding(), jnp.ones(4, jnp.bfloat16)
     >>> u = jnp.array([1e-4, 1e-3, 1e-2, 1e-1])
