@@ -216,7 +216,7 @@ def zeros_like(params: PyTree, dtype: Any = None, *, real: bool = False) -> PyTr
 
     def zeros(p: Any) -> jax.Array:
         if not is_inexact(p):
-            return _zeros(p, dtype_of(p))
+            return _zeros(p)
         wanted = at_least_float32(dtype_of(p)) if dtype is None else dtype
         if is_complex(p) and not real:
             wanted = _complex(jnp.finfo(wanted).dtype)
@@ -225,7 +225,7 @@ def zeros_like(params: PyTree, dtype: Any = None, *, real: bool = False) -> PyTr
     return jax.tree.map(zeros, params)
 
 
-def _zeros(p: Any, dtype: Any) -> jax.Array:
+def _zeros(p: Any, dtype: Any = None) -> jax.Array:
     return _beside(p, jnp.zeros_like(p, dtype=dtype))
 
 
@@ -236,11 +236,14 @@ def _beside(p: Any, x: Any) -> Any:
     lives where it lives. So `p` has a say here that never counts, as XLA does not know:
     where it does, for integers or for a choice between equals, `x` is on one device.
     """
-    if not isinstance(p, Tracer):
-        return x
+    keys = jnp.issubdtype(dtype_of(p), jax.dtypes.extended)  # random ones, without numbers
+    return _where_never(p, x) if isinstance(p, Tracer) and not keys else x
+
+
+@jax.jit
+def _where_never(p: Any, x: Any) -> jax.Array:
     p = p if is_inexact(p) else p.astype(jnp.float32)
-    never = (p == p) & (p != p)
-    return jnp.where(never, jnp.ones_like(x), x)
+    return jnp.where((p == p) & (p != p), jnp.ones_like(x), x)
 
 
 def moment_dtype(name: str, dtype: Any) -> Any:
