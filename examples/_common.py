@@ -67,9 +67,17 @@ def table(*columns: str) -> Table:
     return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
 
 
-def progress(total: int) -> tqdm:
+def positive(text: str) -> int:
+    """How many of something, for the command line."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def progress(total: int, start: int = 0, *, show: bool = True) -> tqdm:
     """A progress bar; silent where standard error is not a terminal."""
-    return tqdm(total=total, unit=" steps", disable=None, leave=False)
+    disable = None if show else True
+    return tqdm(total=total, initial=start, unit=" steps", disable=disable, leave=False)
 
 
 @contextlib.contextmanager

@@ -309,10 +309,12 @@ def test_options_that_cannot_be_are_refused(option, capsys):
 
 
 @pytest.mark.parametrize(
-    "module", ["equinox", "flax", "haiku", "matplotlib", "optwd", "rich", "sklearn", "tqdm"]
+    "module",
+    ["equinox", "flax", "haiku", "matplotlib", "optwd", "orbax", "rich", "sklearn", "tqdm"],
 )
 def test_a_missing_extra_is_named_in_one_line(module, tmp_path):
-    example = "masks_tour" if module in ("equinox", "haiku") else "compare_decay"
+    others = dict.fromkeys(("equinox", "haiku"), "masks_tour") | {"orbax": "train_sharded"}
+    example = others.get(module, "compare_decay")
     block = (
         f"import sys; sys.modules['{module}'] = None; "
         f"sys.path.insert(0, {str(EXAMPLES)!r}); import {example}"
