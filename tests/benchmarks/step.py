@@ -32,6 +32,7 @@ import optax
 import optwd
 
 Shapes = list[tuple[int, ...]]
+Clock = Callable[[], float]
 HYPERPARAMETERS = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-2}
 LEARNING_RATE = 1e-3
 STAGES = ("trace", "lower", "compile")
@@ -88,19 +89,21 @@ def jitted(optimizer: optax.GradientTransformationExtraArgs) -> Any:
 class Jax:
     """A donated step of an Optax optimizer and what it works on.
 
-    `stages` are the seconds that its program took, with cold caches.
+    `stages` are the seconds that its program took, with cold caches, by that clock.
     """
 
-    def __init__(self, optimizer: Any, params: Any, grads: Any) -> None:
+    def __init__(
+        self, optimizer: Any, params: Any, grads: Any, clock: Clock = time.perf_counter
+    ) -> None:
         self.params = jax.tree.map(jax.numpy.copy, params)
         self.state, self.grads = optimizer.init(self.params), grads
         jax.clear_caches()
-        ticks = [time.perf_counter()]
+        ticks = [clock()]
         stage = jitted(optimizer)
         for method in STAGES:
             arguments = (self.params, self.state, grads) if method == "trace" else ()
             stage = getattr(stage, method)(*arguments)
-            ticks.append(time.perf_counter())
+            ticks.append(clock())
         self.step, self.stages = stage, dict(zip(STAGES, np.diff(ticks), strict=True))
 
     def queue(self) -> None:
@@ -178,11 +181,13 @@ def enter(
 # --- clocks --------------------------------------------------------------------------
 
 
-def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
-    start = time.perf_counter()
+def seconds(
+    call: Callable[[], Any], repeats: int = 1, clock: Clock = time.perf_counter
+) -> float:
+    start = clock()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def alternate(visits: dict[str, Callable[[], float]], rounds: int) -> dict[str, np.ndarray]:
@@ -222,14 +227,18 @@ def time_steps(
 
 
 def time_compilation(
-    optimizers: dict[str, Any], params: Any, grads: Any, rounds: int
+    optimizers: dict[str, Any],
+    params: Any,
+    grads: Any,
+    rounds: int,
+    clock: Clock = time.perf_counter,
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Jax]]:
     """Times of every stage with cold caches, by name, and the contestants."""
     stages: dict[str, list[dict[str, float]]] = {name: [] for name in optimizers}
     entered = {}
 
     def visit(name: str) -> float:
-        entered[name] = Jax(optimizers[name], params, grads)
+        entered[name] = Jax(optimizers[name], params, grads, clock)
         stages[name].append(entered[name].stages)
         return sum(entered[name].stages.values())
 
