@@ -32,8 +32,10 @@ import optax
 import optwd
 
 Shapes = list[tuple[int, ...]]
+Clock = Callable[[], float]
 HYPERPARAMETERS = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-2}
 LEARNING_RATE = 1e-3
+STAGES = ("trace", "lower", "compile")
 OPTIMIZERS = {
     "optwd": optwd.adamw(LEARNING_RATE, **HYPERPARAMETERS),
     "optax": optax.adamw(LEARNING_RATE, **HYPERPARAMETERS),
@@ -47,10 +49,10 @@ def mlp() -> Shapes:
     return [(784, 512), (512,), (512, 512), (512,), (512, 10), (10,)]
 
 
-def small(leaves: int = 1000) -> Shapes:
+def small(leaves: int = 1000, rows: int = 64) -> Shapes:
     """Kernels and biases in 8 shapes, as many as in a transformer, of 2194 on average."""
     widths = (66 + i % 4 for i in range(leaves // 2))
-    return [shape for width in widths for shape in ((64, width), (width,))]
+    return [shape for width in widths for shape in ((rows, width), (width,))]
 
 
 def gpt2(blocks: int = 12, d: int = 768) -> Shapes:
@@ -66,9 +68,9 @@ def size(shapes: Shapes) -> int:
     return sum(int(np.prod(shape)) for shape in shapes)
 
 
-def normal(shapes: Shapes, seed: int) -> list[jax.Array]:
+def normal(shapes: Shapes, seed: int, dtype: Any = np.float32) -> list[jax.Array]:
     rng = np.random.default_rng(seed)
-    return [jax.numpy.asarray(rng.standard_normal(s, np.float32)) for s in shapes]
+    return [jax.numpy.asarray(rng.standard_normal(s, np.float32), dtype) for s in shapes]
 
 
 # --- contestants ---------------------------------------------------------------------
@@ -85,65 +87,107 @@ def jitted(optimizer: optax.GradientTransformationExtraArgs) -> Any:
 
 
 class Jax:
-    """A donated step of an Optax optimizer and what it works on."""
+    """A donated step of an Optax optimizer and what it works on.
+
+    `stages` are the seconds that its program took, with cold caches, by that clock.
+    """
 
     def __init__(
-        self, optimizer: Any, shapes: Shapes, grads: list[jax.Array], params: Any = None
+        self, optimizer: Any, params: Any, grads: Any, clock: Clock = time.perf_counter
     ) -> None:
-        self.params = jax.tree.map(jax.numpy.copy, params) or normal(shapes, seed=0)
+        self.params = jax.tree.map(jax.numpy.copy, params)
         self.state, self.grads = optimizer.init(self.params), grads
-        arguments = self.params, self.state, grads
-        self.step = jitted(optimizer).lower(*arguments).compile()
-        self.memory = self.step.memory_analysis()
+        jax.clear_caches()
+        ticks = [clock()]
+        stage = jitted(optimizer)
+        for method in STAGES:
+            arguments = (self.params, self.state, grads) if method == "trace" else ()
+            stage = getattr(stage, method)(*arguments)
+            ticks.append(clock())
+        self.step, self.stages = stage, dict(zip(STAGES, np.diff(ticks), strict=True))
+
+    def queue(self) -> None:
+        self.params, self.state = self.step(self.params, self.state, self.grads)
+
+    def wait(self) -> None:
+        jax.block_until_ready((self.params, self.state))
 
     def __call__(self) -> None:
-        self.params, self.state = self.step(self.params, self.state, self.grads)
-        jax.block_until_ready((self.params, self.state))
+        self.queue()
+        self.wait()
 
 
 class Torch:
-    """The same for torch's fused AdamW, on the same gradients."""
+    """The same for torch's fused AdamW, on the same gradients and the same device."""
 
-    def __init__(self, shapes: Shapes, grads: list[jax.Array]) -> None:
-        # waiting in a loop, its threads stall whenever anything else wants their core
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    def __init__(self, params: list[jax.Array], grads: list[jax.Array]) -> None:
         import torch
 
-        self.params = [torch.tensor(np.asarray(p)) for p in normal(shapes, seed=0)]
-        for p, g in zip(self.params, grads, strict=True):
-            p.grad = torch.from_dlpack(g)  # one copy of the gradients for all
+        self.params = [torch.from_dlpack(p).clone() for p in params]
+        self.grads = [torch.from_dlpack(g) for g in grads]  # one copy of them for all
+        for p, g in zip(self.params, self.grads, strict=True):
+            p.grad = g
         h = dict(HYPERPARAMETERS)
         betas = h.pop("b1"), h.pop("b2")
-        self.step = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             self.params, LEARNING_RATE, betas, **h, fused=True
-        ).step
+        )
+        self.wait = torch.cuda.synchronize if self.params[0].is_cuda else lambda: None
+
+    @property
+    def state(self) -> list[Any]:
+        return [x for kept in self.optimizer.state.values() for x in kept.values()]
+
+    def queue(self) -> None:
+        self.optimizer.step()
 
     def __call__(self) -> None:
-        self.step()
+        self.queue()
+        self.wait()
 
 
-def enter(shapes: Shapes) -> dict[str, Any]:
+def torch_is_here() -> bool:
+    """Installed, and for the kind of device that JAX uses."""
+    if not importlib.util.find_spec("torch"):
+        return False
+    # waiting in a loop, its threads stall whenever anything else wants their core
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    return jax.default_backend() == "cpu" or torch.cuda.is_available()
+
+
+def enter(
+    shapes: Shapes,
+    optimizers: dict[str, Any] = OPTIMIZERS,
+    dtype: Any = np.float32,
+    atol: float = 1e-6,
+) -> dict[str, Any]:
     """The contestants, each after one step, which must have been the same step."""
-    grads = normal(shapes, seed=1)
-    entered: dict[str, Any] = {n: Jax(tx, shapes, grads) for n, tx in OPTIMIZERS.items()}
-    if importlib.util.find_spec("torch"):
-        entered["torch"] = Torch(shapes, grads)
+    params, grads = normal(shapes, 0, dtype), normal(shapes, 1, dtype)
+    entered: dict[str, Any] = {n: Jax(tx, params, grads) for n, tx in optimizers.items()}
+    if torch_is_here():
+        entered["torch"] = Torch(params, grads)
+    rtol = jax.numpy.finfo(dtype).eps
     for contestant in entered.values():
         contestant()
     for contestant in entered.values():
         for mine, reference in zip(contestant.params, entered["optax"].params, strict=True):
-            np.testing.assert_allclose(np.asarray(mine), np.asarray(reference), atol=1e-6)
+            both = (np.float32(jax.numpy.from_dlpack(x)) for x in (mine, reference))
+            np.testing.assert_allclose(*both, rtol, atol)
     return entered
 
 
 # --- clocks --------------------------------------------------------------------------
 
 
-def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
-    start = time.perf_counter()
+def seconds(
+    call: Callable[[], Any], repeats: int = 1, clock: Clock = time.perf_counter
+) -> float:
+    start = clock()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def alternate(visits: dict[str, Callable[[], float]], rounds: int) -> dict[str, np.ndarray]:
@@ -178,29 +222,34 @@ def time_steps(
         parts.append(
             alternate(visits, math.ceil(rounds / entries) if rounds else max(2, fit))
         )
-        memory = {name: entered[name].memory for name in OPTIMIZERS}
+        memory = {name: entered[name].step.memory_analysis() for name in OPTIMIZERS}
     return {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}, memory
 
 
-def time_compilation(shapes: Shapes, rounds: int) -> dict[str, dict[str, np.ndarray]]:
-    """Times of trace, lower and compile with cold caches, by name and then by stage."""
-    params = [jax.ShapeDtypeStruct(s, np.float32) for s in shapes]
-    stages = {name: {"trace": [], "lower": [], "compile": []} for name in OPTIMIZERS}
+def time_compilation(
+    optimizers: dict[str, Any],
+    params: Any,
+    grads: Any,
+    rounds: int,
+    clock: Clock = time.perf_counter,
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Jax]]:
+    """Times of every stage with cold caches, by name, and the contestants."""
+    stages: dict[str, list[dict[str, float]]] = {name: [] for name in optimizers}
+    entered = {}
 
-    def visit(name: str, optimizer: Any) -> float:
-        state = jax.eval_shape(optimizer.init, params)
-        jax.clear_caches()
-        ticks = [time.perf_counter()]
-        stage = jitted(optimizer)
-        for method in ("trace", "lower", "compile"):
-            stage = getattr(stage, method)(*((params, state, params) * (method == "trace")))
-            ticks.append(time.perf_counter())
-        for method, duration in zip(stages[name], np.diff(ticks), strict=True):
-            stages[name][method].append(duration)
-        return ticks[-1] - ticks[0]
+    def visit(name: str) -> float:
+        entered[name] = Jax(optimizers[name], params, grads, clock)
+        stages[name].append(entered[name].stages)
+        return sum(entered[name].stages.values())
 
-    alternate({n: functools.partial(visit, n, tx) for n, tx in OPTIMIZERS.items()}, rounds)
-    return {n: {k: np.array(v) for k, v in s.items()} for n, s in stages.items()}
+    alternate({name: functools.partial(visit, name) for name in optimizers}, rounds)
+    times = {
+        name: {stage: np.array([visit[stage] for visit in visits]) for stage in STAGES}
+        for name, visits in stages.items()
+    }
+    for each in times.values():
+        each["trace + lower"] = each["trace"] + each["lower"]
+    return times, {name: entered[name] for name in optimizers}
 
 
 # --- tables --------------------------------------------------------------------------
@@ -216,10 +265,11 @@ def show(title: str, header: list[str], rows: list[list[str]]) -> None:
         import rich.box
         import rich.console
         import rich.table
+        import rich.text
 
         table = rich.table.Table(*header, title=title, box=rich.box.SIMPLE)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(rich.text.Text, row))
         rich.console.Console(width=120).print(table)
         return
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
@@ -267,9 +317,9 @@ def main() -> None:
 
     leaves = 400 if arguments.quick else 2000
     print(f"{leaves} leaves …", file=sys.stderr, flush=True)
-    stages = time_compilation(small(leaves), 2 if arguments.quick else 5)
-    for s in stages.values():
-        s["trace + lower"] = s["trace"] + s["lower"]
+    rounds = 2 if arguments.quick else 5
+    params, grads = normal(small(leaves), 0), normal(small(leaves), 1)
+    stages, _ = time_compilation(OPTIMIZERS, params, grads, rounds)
     rows = [
         [k, *(f"{np.median(s[k]):.3f} s" for s in stages.values()),
          ratio(stages["optwd"][k], stages["optax"][k])]
