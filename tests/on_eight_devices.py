@@ -111,8 +111,7 @@ def run(entries, axis_type=None):
 
 
 def collectives(text):
-    names = r"all-\w+|reduce-scatter|collective-\w+|ragged-\w+|send|recv"
-    found = re.compile(rf" ({names})(-start)?\(")
+    found = re.compile(r" (all-|reduce-scatter|collective-|ragged-|send|recv)[\w-]*\(")
     return [line.strip() for line in text.splitlines() if found.search(line)]
 
 
@@ -242,10 +241,9 @@ def test_measuring_reduces_numbers_and_nothing_larger(entry, axis_type):
     assert all(map(reduction.fullmatch, found)), found
 
 
-@every_axis_type
 @every_measuring
-def test_measuring_needs_one_reduction_if_all_leaves_lie_alike(entry, axis_type):
-    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(axis_type,))
+def test_measuring_needs_one_reduction_if_all_leaves_lie_alike(entry):
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
     params = [{str(n): jnp.ones((8, n)) for n in range(1, 6)}]
     params = jax.device_put(params, NamedSharding(mesh, P("fsdp")))
     init, step = program((entry,))
@@ -292,7 +290,7 @@ def test_measuring_inside_of_shard_map_is_right_or_refused(entry):
         )
         return jax.jit(inside)(gradients, params)
 
-    assert_within_2_ulp(update(P()), tx.update(gradients, state, params))
+    assert_within_2_ulp(update(P()), jax.jit(tx.update)(gradients, state, params))
     name = entry.name.split("[")[0]
     with pytest.raises(ValueError, match=rf"^{name}.* \('fsdp',\) .* outside of shard_map"):
         update(jax.tree.map(lambda _: P(), params) | {"kernel": P("fsdp")})
