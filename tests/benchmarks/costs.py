@@ -11,8 +11,8 @@ reads and writes. Masks are resolved while tracing, so what they cost is in the 
 The third: trace, lower and compile with cold caches, and a call, of a step of 10 to 5000
 leaves of 100 elements on average, where a call is all dispatch. Compiling the largest takes
 too long for many rounds, so here the clock is that of the processor, all threads together,
-which others on the machine hardly disturb, and of all rounds the least counts. With `--out`
-these are drawn.
+which others on the machine disturb less, and of all rounds the least counts; ratios of two
+compilations still vary by a fifth on a busy machine. With `--out` these are drawn.
 """
 
 import argparse
