@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
-from jax.experimental.shard_alike import shard_alike
 from jax.typing import ArrayLike
 
 from optwd import _rounding
@@ -233,10 +232,18 @@ def _zeros(p: Any, dtype: Any = None) -> jax.Array:
 def _beside(p: Any, x: Any) -> Any:
     """`x`, on the devices of `p`, whose shape it has.
 
-    A traced `p` does not say which these are, and what is not computed from it would be on
-    one device.
+    A traced `p` does not say which these are, but what is computed from it elementwise
+    lives where it lives. So `p` has a say here that never counts, as XLA does not know:
+    where it does, for integers or for a choice between equals, `x` is on one device.
     """
-    return shard_alike(p, x)[1] if isinstance(p, Tracer) else x
+    keys = jnp.issubdtype(dtype_of(p), jax.dtypes.extended)  # random ones, without numbers
+    return _where_never(p, x) if isinstance(p, Tracer) and not keys else x
+
+
+@jax.jit
+def _where_never(p: Any, x: Any) -> jax.Array:
+    p = p if is_inexact(p) else p.astype(jnp.float32)
+    return jnp.where((p == p) & (p != p), jnp.ones_like(x), x)
 
 
 def moment_dtype(name: str, dtype: Any) -> Any:

@@ -199,6 +199,25 @@ def test_one_transformation_alone_under_jit(axis_type):
         assert_equal(state, transformation.init(params))
 
 
+@every_axis_type
+def test_init_of_members_and_of_shards(axis_type):
+    kernel = on_mesh(axis_type)["kernel"]
+    members = jax.device_put(jnp.ones((16, 64)), kernel)
+    tx = optwd.scale_by_adam()
+    mu = jax.jit(jax.vmap(tx.init))(members).mu
+    assert mu.sharding.is_equivalent_to(kernel, 2)
+    inside = jax.shard_map(
+        lambda p: tx.init(p).mu,
+        mesh=kernel.mesh,
+        in_specs=P("fsdp"),
+        out_specs=P("fsdp"),
+        axis_names={"fsdp"},
+    )
+    mu = jax.jit(inside)(members)
+    assert mu.sharding.is_equivalent_to(kernel, 2)
+    np.testing.assert_array_equal(mu, np.zeros((16, 64)))
+
+
 # --- what it computes ----------------------------------------------------------------
 
 
