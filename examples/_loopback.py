@@ -15,14 +15,12 @@ import time
 import _common as common
 import jax
 
-DEVICES = 4  # of each of several processes
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """`--devices`, `--processes` and, for the processes alone, `--join ADDRESS RANK`."""
     for name, what in (
-        ("--devices", "virtual CPU devices a process; those that are there"),
-        ("--processes", f"processes, of {DEVICES} virtual CPU devices unless given; 1"),
+        ("--devices", "virtual CPU devices a process; those that are there, or 1"),
+        ("--processes", "processes on this machine, on the CPU; 1"),
     ):
         parser.add_argument(name, type=common.positive, metavar="N", help=what)
     parser.add_argument("--join", nargs=2, help=argparse.SUPPRESS)
@@ -30,12 +28,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def start(script: str, argv: list[str] | None, args: argparse.Namespace) -> None:
     """Set up the devices of this process, or run the script in several and exit."""
-    several = args.processes is not None and args.processes > 1
+    several = (args.processes or 1) > 1
     if several and not args.join:
         sys.exit(run(script, sys.argv[1:] if argv is None else argv, args.processes))
     if several or args.devices:
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", args.devices or DEVICES)
+        jax.config.update("jax_num_cpu_devices", args.devices or 1)
     if args.join:
         address, rank = args.join
         threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -8,7 +8,7 @@ it goes on from the last of them, and ends with the same digest of the weights, 
 
     python examples/train_sharded.py                # on the devices that are there
     python examples/train_sharded.py --devices 8    # on 8 virtual ones of the CPU
-    python examples/train_sharded.py --processes 2  # in 2 processes of 4 virtual ones each
+    python examples/train_sharded.py --processes 2  # in 2 processes of one each
 
 A finished run only draws its picture again; to begin anew, remove DIR/train_sharded.
 """

@@ -139,7 +139,7 @@ def test_one_device_takes_over_from_eight(eight, capsys):
 
 @pytest.mark.slow
 def test_two_processes_are_one_even_if_killed(one, tmp_path):
-    options = "--processes", "2", "--devices", "1"
+    options = "--processes", "2"
     killed(tmp_path / "two", *options)
     assert "Devices: 2; processes: 2" in finished(tmp_path / "two", *options)
     assert_close(weights(one[0]), weights(tmp_path / "two"))
