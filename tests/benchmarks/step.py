@@ -5,10 +5,10 @@
 All contestants run in one process and take turns, so that a busy machine slows all of
 them. A round visits them in random order and then in the reverse order; a visit is one
 untimed step, which brings the contestant's own threads and caches back, and some timed
-ones. After some rounds all enter anew, in the reverse order: one and the same program differs
-by up to 10 % from compilation to compilation, by where its code and its buffers happen to
-lie, and who enters first is often slower. Ratios are medians of the ratios within a round,
-with the quartiles beside them.
+ones. After some rounds all enter anew, in the reverse order: one and the same program
+differs by up to 10 % from compilation to compilation, by where its code and its buffers
+happen to lie, and who enters first is often slower. Ratios are medians of the ratios within
+a round, with the quartiles beside them.
 
 Targets, optwd over Optax: step ≤ 1.0 on every tree (1.03 allows for noise), trace + lower
 ≤ 0.35 at 2000 leaves, no byte of temporary memory more.
