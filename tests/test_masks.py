@@ -274,6 +274,24 @@ def test_bad_leaves_of_a_mask_tree_name_their_path(bad):
         masks.resolve(tree, PARAMS)
 
 
+def test_none_one_number_and_a_callable_are_masks():
+    for mask, factor in ((None, 1.0), (True, 1.0), (False, 0.0), (0.5, 0.5)):
+        for given in (mask, lambda params, mask=mask: True if mask is None else mask):
+            assert set(jax.tree.leaves(masks.resolve(given, PARAMS))) == {factor}
+
+
+def test_explain_says_what_decided():
+    params = {"a": jnp.ones(2), "b": None, "c": jnp.ones(3)}
+    for mask, *expected in (
+        (None, (1.0, "every leaf"), (1.0, "every leaf")),
+        ({"a": 0.5, "b": None, "c": True}, (0.5, "mask"), (1.0, "mask")),
+        (path("a"), (1.0, "a"), (0.0, "no pattern")),
+    ):
+        rows = masks.explain(mask, params)
+        assert [leaf.path for leaf, *_ in rows] == ["a", "c"]
+        assert [(factor, why) for _, factor, why in rows] == expected
+
+
 def test_missing_and_extra_keys_are_named():
     whole = {"Dense_0": True, "Dense_1": {"kernel": True, "bias": True}, "scale": True}
     assert set(jax.tree.leaves(masks.resolve(whole, PARAMS))) == {1.0}
