@@ -1,6 +1,6 @@
 """Break the package on purpose, one place at a time, and see whether a test notices.
 
-    python tests/mutation.py [module …] [--list] [--sample N] [--seconds S]
+    python tests/mutation.py [module[:line] …] [--list] [--sample N] [--seconds S]
 
 Each mutant changes one operator, comparison, number, condition or Boolean of a module in a
 copy of the project, and runs that module's tests until one fails. What survives is either
@@ -34,7 +34,9 @@ ROOT = Path(__file__).parents[1]
 COMPAT = ["compat", "compat_golden", "conventions"]
 TESTS = {  # of each module, beside its doctests: what is specific, then what is general
     "moments": ["equations", "moments", "hard_cases", "laws"],
-    "_tree": ["laws", "equations", "decay", "masks", "report", "precision", "hard_cases"],
+    "_tree": [
+        "batches", "laws", "moments", "decay", "masks", "report", "precision", "hard_cases",
+    ],
     "decay": ["equations", "decay", "facts", "laws", "hard_cases"],
     "optimizers": [
         "equations", "couplings", "with_weight_decay", "facts", "laws", "hard_cases",
@@ -137,7 +139,7 @@ def mutants(source: str) -> Iterator[tuple[int, str, str]]:
 
 
 class Tests:
-    """Pytest's tests: first those that noticed something, until the limit is spent."""
+    """Tests, as a plugin of pytest: those first that noticed something, up to a limit."""
 
     def __init__(self, files: list[str], limit: float) -> None:
         self.files, self.limit = files, limit
