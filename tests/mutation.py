@@ -35,7 +35,8 @@ COMPAT = ["compat", "compat_golden", "conventions"]
 TESTS = {  # of each module, beside its doctests: what is specific, then what is general
     "moments": ["equations", "moments", "hard_cases", "laws"],
     "_tree": [
-        "batches", "laws", "moments", "decay", "masks", "report", "precision", "hard_cases",
+        "equations", "batches", "laws", "moments", "decay", "masks", "report", "precision",
+        "hard_cases",
     ],
     "decay": ["equations", "decay", "facts", "laws", "hard_cases"],
     "optimizers": [
@@ -148,6 +149,7 @@ class Tests:
 
     def pytest_collection_modifyitems(self, session: Any, items: list) -> None:
         self.session, seen = session, collections.Counter()
+        random.Random(0).shuffle(items)  # so that first cases are not all of one kind
 
         def place(item: Any) -> tuple:
             file, _, name = item.nodeid.partition("::")
