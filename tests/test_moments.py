@@ -232,6 +232,20 @@ def test_moment_dtypes(make, params, mu_dtype, nu_dtype, expected):
         assert state.nu_max.dtype == state.nu.dtype
 
 
+@pytest.mark.parametrize(
+    "make", [optwd.trace, lambda *a, **k: optwd.trace_dampened(*a, 0.0, **k)]
+)
+def test_an_accumulator_in_bfloat16_is_rounded_to_nearest(make):
+    transformation, exact = make(0.9, accumulator_dtype=jnp.bfloat16), 0.0
+    state = transformation.init(jnp.zeros(1))
+    for _ in range(5):
+        u, state = transformation.update(jnp.ones(1), state)
+        np.testing.assert_allclose(u, 1 + 0.9 * exact, rtol=1e-6)
+        exact = np.float64(u.astype(jnp.bfloat16))
+        assert state.trace.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(np.float64(state.trace), exact)
+
+
 def test_moments_of_float64_are_float64(x64):
     state = optwd.scale_by_adam().init(jnp.ones(2, jnp.float64))
     assert state.mu.dtype == state.nu.dtype == jnp.float64
