@@ -69,8 +69,8 @@ def _weight(leaf: Leaf, names: frozenset[str], bias: Shape) -> Answer:
         return answer, f"in {leaf.holder.__name__}"
     if bias is not None:  # a norm has one offset per scale, a matrix one per column
         return bias != leaf.shape, f"bias {bias}"
-    answer = _side(names)
-    return answer, "undecided" if answer is None else f"in {_module(leaf.path)}"
+    answer, (parent, _, _) = _side(names), leaf.path.rpartition("/")
+    return answer, "undecided" if answer is None else f"in {_module(parent)}"
 
 
 def _side(words: frozenset[str]) -> bool | None:

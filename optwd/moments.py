@@ -633,6 +633,7 @@ def _move_square(v, g, a):
 def _root(v, eps, eps_root):
     """√(v + eps_root) + eps, above 0 and with a finite derivative also at v = 0.
 
-    Only a v below the least normal number is raised to it, and its root is 1e-19.
+    There the root is that of the least normal number, 1e-19, which no v that counts can
+    tell from 0.
     """
-    return jnp.sqrt(jnp.maximum(v + eps_root, jnp.finfo(v.dtype).tiny)) + eps
+    return jnp.sqrt(v + (eps_root + jnp.finfo(v.dtype).tiny)) + eps

@@ -189,6 +189,12 @@ def test_cautious_reads_signs_not_products():
     np.testing.assert_allclose(got, [-1e-30, 1.5e-30, -1e30], rtol=1e-6)
 
 
+def test_cautious_counts_a_right_angle_as_agreeing():
+    u, p = np.complex64([0, 0, 1j, 1]), np.complex64([2, 2j, 2, 0])
+    got = one_update(decay.cautious(0.5), u, p)
+    np.testing.assert_array_equal(got, np.complex64([1, 1j, 1 + 1j, 1]))
+
+
 def test_cautious_passes_nan_on():
     nan = np.float32([np.nan, 1.0]), np.float32([1.0, np.nan])
     assert np.isnan(one_update(decay.cautious(0.5), *nan)).all()
@@ -331,6 +337,14 @@ def test_warm_start_takes_the_bound_after_that_step():
     assert state.multiplier > 0
 
 
+def test_warm_start_of_0_takes_the_bound_at_once():
+    transformation = decay.constrained(warm_start=0)
+    _, state = transformation.update(
+        jnp.ones(2), transformation.init(0), jnp.array([1.0, 3])
+    )
+    assert state.bound == 5
+
+
 def test_bound_is_per_tensor():
     params = {
         "small": 0.1 * jnp.ones(3),
@@ -414,6 +428,14 @@ def test_orbax_round_trip(transformation, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     got, want = (step(transformation, params, s, first)[0] for s in (restored, state))
     jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+@every_rule
+def test_a_masked_leaf_keeps_every_bit(make, expected):
+    u, p = jnp.array([-0.0, np.nan, 2.0, 1.0]), jnp.array([1.0, 1.0, np.inf, np.nan])
+    transformation = make(0.1, False, jnp.zeros(4))
+    got, _ = transformation.update(u, transformation.init(p), p)
+    np.testing.assert_array_equal(*(np.asarray(x).view(np.uint32) for x in (got, u)))
 
 
 # --- bad input -----------------------------------------------------------------------

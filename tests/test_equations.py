@@ -243,3 +243,13 @@ def test_scheduled_rates_take_numbers_too():
     constant = optwd.adamw(0.05, weight_decay=0.2, coupling="schedule")
     expected = optwd.adamw(0.05, weight_decay=0.2, coupling="none")
     np.testing.assert_allclose(path_of(constant), path_of(expected), rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "name", ["adam_l2", "adamw", "amsgradw", "nadamw", "sgd_l2", "sgdw"]
+)
+def test_decay_is_1e_4_unless_said(name):
+    make, decay = getattr(optwd, name), "l2" if "l2" in name else "weight_decay"
+    said, more = (path_of(make(0.05, **{decay: rate})) for rate in (1e-4, 2e-4))
+    np.testing.assert_array_equal(path_of(make(0.05)), said)
+    assert np.abs(said - more).max() > 1e-8

@@ -8,6 +8,8 @@
 - Resolution needs paths and shapes only, happens once a trace, and costs little of it.
 """
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -90,8 +92,19 @@ def test_the_error_names_the_nearest_paths():
     params = {f"block_{i}": {"attention": {"kernel": 1.0}, "mlp": 1.0} for i in range(9)}
     with pytest.raises(MaskError, match="nearest: block_7/attention/kernel, "):
         masks.resolve(path("block_7/atention/kernel"), params)
-    with pytest.raises(MaskError, match=r"nearest: block_\d/attention/kernel, "):
+    three = r"nearest: block_\d/attention/kernel(, [\w/]+){2}\. Correct"
+    with pytest.raises(MaskError, match=three):
         masks.resolve(path("**/kernal"), params)
+    with pytest.raises(MaskError, match="nearest: a_long_name/kernel, keal"):
+        masks.resolve(path("**/kernal"), {"keal": 1.0, "a_long_name": {"kernel": 1.0}})
+
+
+@pytest.mark.parametrize(("number", "more"), [(5, ""), (6, ", …")])
+def test_the_error_names_five_undecided_leaves(number, more):
+    params = {f"A_{i}": jnp.ones((2, 2)) for i in range(number)}
+    named = ", ".join(f"A_{i} (2, 2)" for i in range(5)) + more
+    with pytest.raises(MaskError, match=rf": {re.escape(named)}\. Say it.*path\('A_0'\)"):
+        masks.resolve(masks.standard(), params)
 
 
 def test_bad_patterns_are_refused_when_they_are_written():
@@ -272,6 +285,25 @@ def test_bad_leaves_of_a_mask_tree_name_their_path(bad):
     tree = {"Dense_0": True, "Dense_1": {"kernel": bad, "bias": False}, "scale": 1.0}
     with pytest.raises(ValueError, match="Dense_1/kernel: a mask leaf must be True, False"):
         masks.resolve(tree, PARAMS)
+
+
+def test_none_one_number_and_a_callable_are_masks():
+    for mask, factor in ((None, 1.0), (True, 1.0), (False, 0.0), (0.5, 0.5)):
+        for given in (mask, lambda params, mask=mask: True if mask is None else mask):
+            assert set(jax.tree.leaves(masks.resolve(given, PARAMS))) == {factor}
+
+
+def test_explain_says_what_decided():
+    params = {"a": jnp.ones(2), "b": None, "c": jnp.ones(3)}
+    for mask, *expected in (
+        (None, (1.0, "every leaf"), (1.0, "every leaf")),
+        ({"a": 0.5, "b": None, "c": True}, (0.5, "mask"), (1.0, "mask")),
+        (path("a"), (1.0, "a"), (0.0, "no pattern")),
+        (path("a") | ndim(0), (1.0, "a"), (1.0, "ndim ≥ 0")),  # the first of equals
+    ):
+        rows = masks.explain(mask, params)
+        assert [leaf.path for leaf, *_ in rows] == ["a", "c"]
+        assert [(factor, why) for _, factor, why in rows] == expected
 
 
 def test_missing_and_extra_keys_are_named():

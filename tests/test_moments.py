@@ -83,6 +83,12 @@ def test_radams_rectification_in_float32(b2):
     np.testing.assert_allclose(got[-1], 1, rtol=1e-6)
 
 
+def test_kappa_on_both_sides_of_its_border(x64):
+    y = np.array([0.02, 0.05, 0.1, 0.15, 0.19999, 0.20001, 0.3, 1.0, 5.0, 50.0])
+    expected = 1 + 1 / y - 1 / np.tanh(y)  # at y = 0.02 still good to 1e-14
+    np.testing.assert_allclose(moments._kappa(y), expected, rtol=0, atol=6e-14)
+
+
 @pytest.mark.parametrize("gap", [1e-6, 1e-7, 1e-8])
 def test_b2_next_to_one(gap):
     got = directions(optwd.scale_by_adam(b2=1 - gap), np.ones((1, 1), np.float32))
@@ -178,12 +184,31 @@ def test_meta_gradient_at_zero_is_finite():
     np.testing.assert_allclose(jax.grad(loss)(jnp.zeros(2)), 1e3, rtol=1e-6)
 
 
-def test_complex_leaf():
-    transformation = optwd.scale_by_adam()
+@pytest.mark.parametrize(
+    "make",
+    [
+        optwd.scale_by_adam,
+        optwd.scale_by_amsgrad,
+        optwd.scale_by_adam_eps_hat,
+        optwd.scale_by_nadam,
+    ],
+)
+def test_complex_leaf(make):
+    transformation = make()
     state = transformation.init(jnp.zeros(1, jnp.complex64))
     u, state = transformation.update(jnp.array([3 + 4j]), state)
-    np.testing.assert_allclose(u, [0.6 + 0.8j], rtol=1e-6)
+    if make is not optwd.scale_by_nadam:  # whose first step is not of length 1
+        np.testing.assert_allclose(u, [0.6 + 0.8j], rtol=1e-6)
+    np.testing.assert_allclose(np.angle(u), np.angle([3 + 4j]), rtol=1e-6)
     assert state.nu.dtype == jnp.float32
+    np.testing.assert_allclose(state.nu, 0.025, rtol=1e-6)
+    assert state.mu.dtype == jnp.complex64
+
+
+@pytest.mark.parametrize("dampening", [-0.1, 1.1, np.nan])
+def test_dampening_is_in_its_domain(dampening):
+    with pytest.raises(ValueError, match=r"dampening must be in \[0, 1\], got "):
+        optwd.trace_dampened(0.9, dampening)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +230,20 @@ def test_moment_dtypes(make, params, mu_dtype, nu_dtype, expected):
     assert (state.mu.dtype.name, state.nu.dtype.name) == expected
     if make is optwd.scale_by_amsgrad:
         assert state.nu_max.dtype == state.nu.dtype
+
+
+@pytest.mark.parametrize(
+    "make", [optwd.trace, lambda *a, **k: optwd.trace_dampened(*a, 0.0, **k)]
+)
+def test_an_accumulator_in_bfloat16_is_rounded_to_nearest(make):
+    transformation, exact = make(0.9, accumulator_dtype=jnp.bfloat16), 0.0
+    state = transformation.init(jnp.zeros(1))
+    for _ in range(5):
+        u, state = transformation.update(jnp.ones(1), state)
+        np.testing.assert_allclose(u, 1 + 0.9 * exact, rtol=1e-6)
+        exact = np.float64(u.astype(jnp.bfloat16))
+        assert state.trace.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(np.float64(state.trace), exact)
 
 
 def test_moments_of_float64_are_float64(x64):

@@ -49,6 +49,12 @@ def test_rates_of_numbers_are_numbers():
     assert rates.scheduled(0.1, 0.02, 0.04)(7) == pytest.approx(0.05)
 
 
+def test_inverse_time_begins_with_omega():
+    np.testing.assert_allclose(
+        [rates.inverse_time(2.0)(t) for t in range(3)], [2, 1, 2 / 3]
+    )
+
+
 def test_strict_promotion(x64):
     def eta(t):
         return jnp.float32(0.02)

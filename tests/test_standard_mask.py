@@ -36,6 +36,30 @@ def decisions(params):
     )
 
 
+def test_the_reason_is_the_answer_that_decided():
+    square = jnp.ones((2, 2))
+    params = {
+        "attn": {"weight": square},
+        "ids": jnp.ones((2, 2), int),
+        "kernel": square,
+        "lora_a": square,
+        "mixer": {"weight": square},
+        "scale": square,
+        "temperature": jnp.ones(()),
+        "v": jnp.ones(2),
+    }
+    assert [why for *_, why in masks.explain(standard(), params)] == [
+        "in attn",
+        "not floating point",
+        "named kernel",
+        "LoRA",
+        "undecided",
+        "named scale",
+        "scalar",
+        "vector",
+    ]
+
+
 # --- linen ---------------------------------------------------------------------------
 
 
