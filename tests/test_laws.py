@@ -607,6 +607,13 @@ def test_gradient_without_parameter_raises(entry: Entry):
         )
 
 
+def test_a_gradient_of_a_whole_subtree_raises():
+    params = {"a": {"kernel": jnp.ones(2)}}
+    for transformation in (optwd.scale_by_adam(), optwd.decay.linear(0.1)):
+        with pytest.raises(ValueError, match="a: a gradient, but nothing to match it in"):
+            transformation.update({"a": jnp.ones(2)}, transformation.init(params), params)
+
+
 @every_decay
 @pytest.mark.parametrize(
     ("mask", "message"),

@@ -317,6 +317,13 @@ def test_missing_and_extra_keys_are_named():
         masks.resolve({**whole, "Dense_1": {"w": True, "bias": True}}, PARAMS)
 
 
+@pytest.mark.parametrize(("number", "more"), [(5, ""), (6, ", …")])
+def test_five_missing_keys_are_named(number, more):
+    params = {f"w{i}": 1.0 for i in range(number)}
+    with pytest.raises(ValueError, match=rf"in the parameters: w0, w1, w2, w3, w4{more}\."):
+        masks.resolve({"x": True}, params)
+
+
 def test_a_mask_that_depends_on_values_under_jit_is_explained():
     def step(params):
         return masks.resolve(jax.tree.map(lambda p: p.sum() > 0, params), params)

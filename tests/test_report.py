@@ -149,6 +149,14 @@ def monitored(weight_decay=0.5, mask=None):
     return monitor(decay.linear(weight_decay, mask), "decay")
 
 
+@pytest.mark.parametrize(("u", "lost"), [(-0.003, 0), (0.003, 1), (0.0, 0)])
+def test_one_weight_of_1_is_lost_upwards_only(u, lost):
+    """Its spacing is 1/256 below and 1/128 above."""
+    tx, theta = monitor_rounding(), jnp.ones(1, jnp.bfloat16)
+    _, state = tx.update(jnp.full(1, u), tx.init(theta), theta)
+    assert metrics(state)["rounding/lost"] == lost
+
+
 def test_a_monitor_measures_and_changes_nothing():
     tx = monitored()
     u, state = tx.update(U, tx.init(THETA), THETA)
