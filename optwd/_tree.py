@@ -131,14 +131,15 @@ def _complex(real_dtype: Any) -> Any:
 class Call(NamedTuple):
     """`equation(*arrays, *scalars)` of one leaf, in at least float32.
 
-    The i-th result comes back in the dtype of the i-th array. With a `chance`, those after
-    the first are rounded by it where that dtype is narrow.
+    The i-th result comes back in the dtype of the i-th array. With a `chance`, the equation
+    is `equation(keep, *arrays, *scalars)`, where `keep(*state)` is its new state as it will
+    be read in the next step: rounded, by chance where it is kept in less than float32.
     """
 
     equation: Callable[..., Any]
     arrays: tuple[Any, ...]
     scalars: tuple[Scalar, ...]
-    chance: Any = None
+    chance: tuple[Any] | None = None
 
 
 def _run(calls: list[Call]) -> list[tuple[jax.Array, ...]]:
@@ -188,7 +189,8 @@ def _batch(equation: Any, rows: Any, scalars: Any, chance: Any) -> Any:
 def _compute(equation: Any, arrays: Any, scalars: Any, chance: Any) -> Any:
     real = at_least_float32(*(x.dtype for x in arrays))
     wide = (x.astype(_complex(real) if is_complex(x) else real) for x in arrays)
-    results = equation(*wide, *scalars)
+    keep = () if chance is None else (functools.partial(_kept, arrays[1:], *chance),)
+    results = equation(*keep, *wide, *scalars)
     results = results if isinstance(results, tuple) else (results,)
     for result, like in zip(results, arrays, strict=False):
         if result.shape != like.shape:
@@ -196,15 +198,19 @@ def _compute(equation: Any, arrays: Any, scalars: Any, chance: Any) -> Any:
                 f"{getattr(equation, '__name__', equation)} turned a leaf of shape "
                 f"{like.shape} into {result.shape}; a rule must keep the shape."
             )
-    u, *state = results
-    stored = (_stored(r, x, chance) for r, x in zip(state, arrays[1:], strict=False))
-    return u.astype(arrays[0].dtype), *stored
+    return tuple(r.astype(x.dtype) for r, x in zip(results, arrays, strict=False))
 
 
-def _stored(result: jax.Array, like: jax.Array, chance: Any) -> jax.Array:
-    if chance is not None and is_narrow(like):
-        result = _rounding.by_chance(result.astype(jnp.float32), like.dtype, chance)
-    return result.astype(like.dtype)
+def _kept(likes: Any, chance: Any, *state: jax.Array) -> tuple[jax.Array, ...]:
+    """The state as it will be read: rounded to what it is kept in, by chance if narrow."""
+
+    def kept(x: jax.Array, like: jax.Array) -> jax.Array:
+        if chance is None or not is_narrow(like):
+            return x
+        rounded = _rounding.by_chance(x.astype(jnp.float32), like.dtype, chance)
+        return rounded.astype(like.dtype).astype(x.dtype)
+
+    return tuple(map(kept, state, likes))
 
 
 def zeros_like(params: PyTree, dtype: Any = None, *, real: bool = False) -> PyTree:
@@ -284,10 +290,10 @@ def rounded(x: jax.Array, dtype: Any) -> jax.Array:
     return jnp.where(jnp.abs(x) < float(to.tiny), jnp.round(x / quantum) * quantum, normal)
 
 
-def chance(step: jax.Array, *dtypes: Any) -> Any:
-    """Of rounding up at this step, if one of the dtypes is below float32."""
+def chance(step: jax.Array, *dtypes: Any) -> tuple[Any]:
+    """Of rounding up at this step, or None if none of the dtypes is below float32."""
     narrow = any(dtype is not None and jnp.finfo(dtype).bits < 32 for dtype in dtypes)
-    return _rounding.for_step(step) if narrow else None
+    return (_rounding.for_step(step) if narrow else None,)
 
 
 def widen(updates: PyTree) -> PyTree:

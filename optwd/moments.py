@@ -563,44 +563,44 @@ def _hyperparameters(b1: Any, b2: Any, eps: Any, eps_root: Any) -> tuple[Any, ..
     )
 
 
-def _adam(g, m, v, eps, eps_root, a1, a2, c1, c2):  # a = 1 − b, c = 1 − bᵗ
-    m, v = _move(m, g, a1), _move_square(v, g, a2)
+def _adam(keep, g, m, v, eps, eps_root, a1, a2, c1, c2):  # a = 1 − b, c = 1 − bᵗ
+    m, v = keep(_move(m, g, a1), _move_square(v, g, a2))
     return m / (c1 * _root(v / c2, eps, eps_root)), m, v  # m / c1 may overflow
 
 
-def _nadam(g, m, v, eps, eps_root, a1, a2, c1, c2, c1_next):
-    m, v = _move(m, g, a1), _move_square(v, g, a2)
+def _nadam(keep, g, m, v, eps, eps_root, a1, a2, c1, c2, c1_next):
+    m, v = keep(_move(m, g, a1), _move_square(v, g, a2))
     ahead = (1 - a1) * c1 / c1_next * m + a1 * g
     return ahead / (c1 * _root(v / c2, eps, eps_root)), m, v
 
 
-def _amsgrad(g, m, v, w, eps, eps_root, a1, a2, c1, c2):
-    m, v = _move(m, g, a1), _move_square(v, g, a2)
-    w = jnp.maximum(w, v / c2)
+def _amsgrad(keep, g, m, v, w, eps, eps_root, a1, a2, c1, c2):
+    v = _move_square(v, g, a2)
+    m, v, w = keep(_move(m, g, a1), v, jnp.maximum(w, v / c2))
     return m / (c1 * _root(w, eps, eps_root)), m, v, w
 
 
-def _adam_eps_hat(g, m, v, eps, a1, a2, c1, c2):
-    return _adam(g, m, v, eps / jnp.sqrt(c2), 0.0, a1, a2, c1, c2)
+def _adam_eps_hat(keep, g, m, v, eps, a1, a2, c1, c2):
+    return _adam(keep, g, m, v, eps / jnp.sqrt(c2), 0.0, a1, a2, c1, c2)
 
 
-def _amsgrad_raw(g, m, v, w, eps, a1, a2, c1, c2):
-    m, v = _move(m, g, a1), _move_square(v, g, a2)
-    w = jnp.maximum(w, v)
+def _amsgrad_raw(keep, g, m, v, w, eps, a1, a2, c1, c2):
+    v = _move_square(v, g, a2)
+    m, v, w = keep(_move(m, g, a1), v, jnp.maximum(w, v))
     return m / (c1 * _root(w / c2, eps, 0.0)), m, v, w
 
 
-def _amsgrad_raw_eps_hat(g, m, v, w, eps, a1, a2, c1, c2):
-    return _amsgrad_raw(g, m, v, w, eps / jnp.sqrt(c2), a1, a2, c1, c2)
+def _amsgrad_raw_eps_hat(keep, g, m, v, w, eps, a1, a2, c1, c2):
+    return _amsgrad_raw(keep, g, m, v, w, eps / jnp.sqrt(c2), a1, a2, c1, c2)
 
 
-def _radam(g, m, v, eps, a1, a2, c1, c2, r):
-    u, m, v = _adam_eps_hat(g, m, v, eps, a1, a2, c1, c2)
+def _radam(keep, g, m, v, eps, a1, a2, c1, c2, r):
+    u, m, v = _adam_eps_hat(keep, g, m, v, eps, a1, a2, c1, c2)
     return jnp.where(r > 0, r * u, m / c1), m, v
 
 
-def _nadam_ahead(g, m, v, eps, a1, a2, c2, of_m, of_g):
-    m, v = _move(m, g, a1), _move_square(v, g, a2)
+def _nadam_ahead(keep, g, m, v, eps, a1, a2, c2, of_m, of_g):
+    m, v = keep(_move(m, g, a1), _move_square(v, g, a2))
     return (of_m * m + of_g * g) / _root(v / c2, eps, 0.0), m, v
 
 
