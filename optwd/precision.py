@@ -157,7 +157,8 @@ def _compensate(u: Any, p: Any, r: Any, chance: Any) -> tuple[jax.Array, jax.Arr
     # The difference of two such numbers is one too, unless one is more than twice the
     # other. Then it is rounded, and the sum may miss `new` by a little.
     step = _tree.rounded(new - theta, p.dtype)
-    new = _tree.rounded(theta + step, p.dtype)
+    new = (p + step.astype(p.dtype)).astype(theta.dtype)
+    new = _tree.rounded(new, p.dtype)
     moved = new - theta
     lost = (total - moved) + (theta - (new - moved))  # the last is 0 where p is narrow
     lost = jnp.where(jnp.isfinite(lost), lost, 0)  # where a weight has overflowed
