@@ -575,8 +575,8 @@ def _nadam(keep, g, m, v, eps, eps_root, a1, a2, c1, c2, c1_next):
 
 
 def _amsgrad(keep, g, m, v, w, eps, eps_root, a1, a2, c1, c2):
-    v = _move_square(v, g, a2)
-    m, v, w = keep(_move(m, g, a1), v, jnp.maximum(w, v / c2))
+    m, v, w = keep(_move(m, g, a1), _move_square(v, g, a2), w)
+    *_, w = keep(m, v, jnp.maximum(w, v / c2))
     return m / (c1 * _root(w, eps, eps_root)), m, v, w
 
 
@@ -585,8 +585,8 @@ def _adam_eps_hat(keep, g, m, v, eps, a1, a2, c1, c2):
 
 
 def _amsgrad_raw(keep, g, m, v, w, eps, a1, a2, c1, c2):
-    v = _move_square(v, g, a2)
-    m, v, w = keep(_move(m, g, a1), v, jnp.maximum(w, v))
+    m, v, w = keep(_move(m, g, a1), _move_square(v, g, a2), w)
+    *_, w = keep(m, v, jnp.maximum(w, v))
     return m / (c1 * _root(w / c2, eps, 0.0)), m, v, w
 
 

@@ -10,6 +10,8 @@
 - bad input raises an error that names the path, the value and the fix.
 """
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -302,11 +304,15 @@ def test_donation(entry: Entry):
 
 
 @every_optimizer
-def test_a_donated_step_is_in_place(entry: Entry):
-    optimizer, params = entry.make(), {"w": jnp.ones((256, 256)), "b": jnp.ones(1 << 16)}
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("moments", [None, jnp.bfloat16], ids=["wide", "narrow"])
+def test_a_donated_step_is_in_place(entry: Entry, dtype, moments):
+    taken = set(inspect.signature(entry.factory).parameters) & {"mu_dtype", "nu_dtype"}
+    optimizer = entry.make(**dict.fromkeys(taken, moments))
+    params = {"w": jnp.ones((256, 256), dtype), "b": jnp.ones(1 << 16, dtype)}
     args = params, optimizer.init(params), params
     step = jax.jit(stepper(optimizer), donate_argnums=(0, 1)).lower(*args).compile()
-    memory, size = step.memory_analysis(), 4 << 17
+    memory, size = step.memory_analysis(), 2 << 17
     assert memory.temp_size_in_bytes < size / 100
     assert memory.output_size_in_bytes - memory.alias_size_in_bytes < size / 100
 
