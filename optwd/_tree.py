@@ -574,10 +574,12 @@ def refuse_shards(name: str, *trees: PyTree) -> None:
     There, a sum over a leaf is the sum over what this device has of it.
     """
     manual = jax.sharding.get_abstract_mesh().manual_axes
+    if not manual:
+        return
     # Everything looks the same on all devices where shard_map does not check (check_vma).
-    checked = manual and _varying(jax.lax.axis_index(manual[0]))
+    checked = _varying(jax.lax.axis_index(manual[0]))
     for x in jax.tree.leaves(trees):
-        if manual and (axes := _varying(x) if checked else manual):
+        if axes := _varying(x) if checked else manual:
             raise ValueError(
                 f"{name} measures whole tensors, and inside shard_map over the axes "
                 f"{tuple(axes)} it may see shards. Update outside of shard_map, under "

@@ -155,7 +155,8 @@ def _compensate(u: Any, p: Any, r: Any, chance: Any) -> tuple[jax.Array, jax.Arr
     total = total + residual
     new = _tree.rounded(theta + total, p.dtype)
     # The difference of two such numbers is one too, unless one is more than twice the
-    # other. Then it is rounded, and the sum may miss `new` by a little.
+    # other. Then it is rounded, and the sum may miss `new` by a little. The sum is written
+    # as in `optax.apply_updates`: what is one expression can be one pass over memory.
     step = _tree.rounded(new - theta, p.dtype)
     new = (p + step.astype(p.dtype)).astype(theta.dtype)
     new = _tree.rounded(new, p.dtype)
