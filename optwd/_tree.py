@@ -571,7 +571,8 @@ def _zero(g: Any, row: list[Any]) -> Any:
 def refuse_shards(name: str, *trees: PyTree) -> None:
     """Raise inside of `jax.shard_map` where a leaf may be a shard of its tensor.
 
-    There, a sum over a leaf is the sum over what this device has of it.
+    `jax.pmap` is one as well in newer JAX. There, a sum over a leaf is the sum over what
+    this device has of it.
     """
     manual = jax.sharding.get_abstract_mesh().manual_axes
     if not manual:
@@ -581,9 +582,9 @@ def refuse_shards(name: str, *trees: PyTree) -> None:
     for x in jax.tree.leaves(trees):
         if axes := _varying(x) if checked else manual:
             raise ValueError(
-                f"{name} measures whole tensors, and inside shard_map over the axes "
-                f"{tuple(axes)} it may see shards. Update outside of shard_map, under "
-                "jit; or, where every device has the whole, leave check_vma=True."
+                f"{name} measures whole tensors, and inside shard_map (or pmap) over the "
+                f"axes {tuple(axes)} it may see shards. Update outside of it, under jit; "
+                "or, where every device has the whole, in shard_map with check_vma=True."
             )
 
 

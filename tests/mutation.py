@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-COMPAT = ["compat", "compat_golden", "conventions"]
+COMPAT = ["compat", "compat_golden", "conventions", "parity/carried_over"]
+PARITY = ["composer", "fastai", "keras", "tf_addons", "timm", "torch"]  # where installed
 TESTS = {  # of each module, beside its doctests: what is specific, then what is general
     "moments": ["equations", "moments", "hard_cases", "laws"],
     "_tree": [
@@ -52,6 +53,7 @@ TESTS = {  # of each module, beside its doctests: what is specific, then what is
     "l2": ["equations", "couplings", "laws"],
     **{
         f"compat/{name}": COMPAT
+        + [f"parity/compat_{other}" for other in PARITY if name in (other, "_parts")]
         for name in (
             "_carry", "_parts", "big_vision", "composer", "conventions", "fastai",
             "keras", "optax", "paper", "tf_addons", "timm", "torch",
@@ -69,6 +71,11 @@ SWAPS: dict[type, type] = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
 }  # fmt: skip
+
+
+def file_of(test: str) -> str:
+    folder, _, name = f"tests/{test}".rpartition("/")
+    return f"{folder}/test_{name}.py"
 
 
 def mutated(node: ast.AST) -> ast.AST | None:
@@ -252,9 +259,7 @@ def main() -> None:
                 importlib.import_module(name)
         gc.freeze()  # what is loaded need not be searched in every run
 
-        files = {
-            m: [f"optwd/{m}.py", *(f"tests/test_{t}.py" for t in TESTS[m])] for m in chosen
-        }
+        files = {m: [f"optwd/{m}.py", *map(file_of, TESTS[m])] for m in chosen}
         for module, found in chosen.items():
             start, survivors = time.monotonic(), 0
             path = project / "optwd" / f"{module}.py"

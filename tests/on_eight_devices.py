@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -270,6 +271,28 @@ def test_measuring_needs_one_reduction_if_all_leaves_lie_alike(entry):
     assert len(collectives(compiled.as_text())) == 1
 
 
+# --- out of the process --------------------------------------------------------------
+
+
+@every_axis_type
+def test_a_sharded_step_is_exported(axis_type):
+    """Written and read, it takes the same path and leaves every leaf where it was."""
+    entries = (*MEASURING, *ELEMENTWISE[-2:])
+    ends, _ = run(entries, axis_type)
+    gradients = [trees(t + 1, entries, on_mesh(axis_type)) for t in range(3)]
+    optwd.register_for_export(ends[0])
+    step = export.export(jax.jit(program(entries)[1]), platforms=("cpu", "cuda", "tpu"))
+    exported = step(*ends[0], gradients[0])
+    assert exported.nr_devices == 8
+    there = jax.jit(export.deserialize(exported.serialize()).call)
+    end = ends[0]
+    for g, want in zip(gradients, ends[1:], strict=True):
+        end = there(*end, g)
+        assert_within_2_ulp(end, want)
+    for entry, p, state in zip(entries, *end, strict=True):
+        assert_lives(entry.make(), state, p)
+
+
 # --- inside of shard_map -------------------------------------------------------------
 
 
@@ -311,7 +334,9 @@ def test_measuring_inside_of_shard_map_is_right_or_refused(entry):
 
     assert_within_2_ulp(update(P()), jax.jit(tx.update)(gradients, state, params))
     name = entry.name.split("[")[0]
-    with pytest.raises(ValueError, match=rf"^{name}.* \('fsdp',\) .* outside of shard_map"):
+    with pytest.raises(
+        ValueError, match=rf"^{name}.* \('fsdp',\) .* outside of it, under jit"
+    ):
         update(jax.tree.map(lambda _: P(), params) | {"kernel": P("fsdp")})
     with pytest.raises(ValueError, match=rf"^{name}.* \('data', 'fsdp', 'tensor'\)"):
         update(P(), check_vma=False)
