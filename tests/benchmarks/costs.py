@@ -8,7 +8,11 @@ and in bfloat16, clocked as in step.py. The decay rules stand around a finished 
 to it, in bytes a parameter: the state, the temporary memory, and what the compiled program
 reads and writes. Masks are resolved while tracing, so what they cost is in the last column.
 
-The third: trace, lower and compile with cold caches, and a call, of a step of 10 to 5000
+The next two: the same step, but with its gradients, of a network of dense layers. Alone on
+the CPU, most of what a monitor or `compensate_rounding` costs is temporary memory, which
+the system has to provide anew at each step; gradients need such memory anyway.
+
+The last: trace, lower and compile with cold caches, and a call, of a step of 10 to 5000
 leaves of 100 elements on average, where a call is all dispatch. Compiling the largest takes
 too long for many rounds, so here the clock is that of the processor, all threads together,
 which others on the machine disturb less, and of all rounds the least counts; ratios of two
@@ -94,6 +98,29 @@ BFLOAT16 = {
 }
 
 
+IN_TRAINING = (
+    "adam",
+    "monitor of decay.linear",
+    "monitor_rounding",
+    "compensate_rounding",
+    "round_stochastically",
+)
+
+
+def with_gradients(optimizer: Any, batch: int = 256) -> Any:
+    """The optimizer behind the gradients of tanh layers; what comes in is their data."""
+
+    def loss(params: Any, x: jax.Array) -> jax.Array:
+        for kernel in params:
+            x = jnp.tanh(x @ kernel / kernel.shape[0] ** 0.5)
+        return jnp.mean(x.astype(jnp.float32) ** 2)
+
+    def update(data: Any, state: Any, params: Any) -> Any:
+        return optimizer.update(jax.grad(loss)(params, data[0][:batch]), state, params)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
 def named(blocks: int = 4, d: int = 384) -> dict[str, Any]:
     """The shapes of a small transformer."""
     norm = {"scale": (d,), "bias": (d,)}
@@ -145,10 +172,15 @@ def costs(optimizers: dict[str, Any], shapes: Any, dtype: Any, rounds: int) -> l
     return rows
 
 
-def show_costs(shapes: Any, rounds: int) -> None:
+def show_costs(shapes: Any, layers: Any, rounds: int) -> None:
     header = ["", "step", "to adam", "state", "temporary", "bytes", "trace + lower"]
-    for optimizers, dtype in ((FLOAT32, "float32"), (BFLOAT16, "bfloat16")):
+    both = ((FLOAT32, "float32"), (BFLOAT16, "bfloat16"))
+    for optimizers, dtype in both:
         show(f"One donated step, {dtype}", header, costs(optimizers, shapes, dtype, rounds))
+    for optimizers, dtype in both:
+        whole = {n: with_gradients(optimizers[n]) for n in IN_TRAINING if n in optimizers}
+        rows = costs(whole, layers, dtype, rounds)
+        show(f"One with its gradients, a batch of 256, {dtype}", header, rows)
 
 
 def growth(counts: list[int], most: int) -> dict[str, dict[str, list[float]]]:
@@ -219,7 +251,8 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     quick = arguments.quick
     if arguments.only != "growth":
-        show_costs(named(1, 64) if quick else named(), rounds=2 if quick else 20)
+        layers = [(256, 256)] * 2 if quick else [(1024, 1024)] * 8
+        show_costs(named(1, 64) if quick else named(), layers, rounds=2 if quick else 20)
     if arguments.only != "costs":
         counts = [10, 30, 100, 300] + [1000, 2000, 5000] * (not quick)
         found = growth(counts, most=1 if quick else 2)
