@@ -6,6 +6,7 @@
 - masks, odd leaves and low precision; nothing of the frameworks is imported.
 """
 
+import inspect
 import re
 import subprocess
 import sys
@@ -248,6 +249,33 @@ def test_odd_leaves_and_low_precision(optimizer, dtype):
     assert updates["none"] is None
     signature = jax.tree.map(lambda x: (x.shape, x.dtype), (state, new))
     assert signature[0] == signature[1]
+
+
+DEFAULTS = {  # of those that no test compares with the framework itself
+    compat.paper.adamw: {"alpha": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
+    compat.tf_addons.adamw: {"learning_rate": 1e-3, "beta_1": 0.9, "beta_2": 0.999}
+    | {"epsilon": 1e-7, "amsgrad": False},
+    compat.tf_addons.sgdw: {"learning_rate": 1e-3, "momentum": 0.0, "nesterov": False},
+    compat.composer.decoupled_adamw: {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8}
+    | {"weight_decay": 1e-5, "amsgrad": False},
+    compat.big_vision.make: {"wd": 0.0, "grad_clip_norm": None},
+}
+
+
+@pytest.mark.parametrize("ours", DEFAULTS, ids=lambda f: f"{f.__module__}.{f.__name__}")
+def test_defaults(ours):
+    given = {k: p.default for k, p in inspect.signature(ours).parameters.items()}
+    assert given | DEFAULTS[ours] == given
+
+
+def test_timm_holds_still_where_the_gradient_is_0():
+    def second(**options):
+        optimizer, p = compat.timm.adamw(0.1, weight_decay=0.0, **options), jnp.ones(2)
+        _, state = optimizer.update(jnp.ones(2), optimizer.init(p), p)
+        return optimizer.update(jnp.array([0.0, 1.0]), state, p)[0]
+
+    assert np.all(second())
+    np.testing.assert_allclose(second(caution=True), second() * np.array([0.0, 2.0]))
 
 
 def test_a_schedule_needs_its_reference():

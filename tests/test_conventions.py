@@ -159,6 +159,7 @@ def test_a_schedule_does_where_it_cancels():
             r"source 'torch.adamw' is not .*nearest: .*torch.AdamW",
         ),
         ({"target": "nothing like it"}, "target 'nothing like it' is not a convention"),
+        ({"target": "torch"}, r"nearest: torch\.\w+, torch\.\w+, torch[^,]*\. All"),
         ({"weight_decay": -0.1}, "weight_decay must be in"),
         ({"learning_rate": 0.0}, "learning_rate must be > 0"),
         ({"learning_rate": -1.0}, "learning_rate must be in"),

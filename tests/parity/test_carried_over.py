@@ -210,6 +210,24 @@ def test_plain_arrays_are_enough():
     np.testing.assert_array_equal(optax.tree.get(state, "mu")["fc"]["kernel"], 1)
 
 
+def test_the_step_may_be_0_or_said_again():
+    begun = {0: {"step": 0.0}, 1: {"step": 0.0}}
+    state = compat.torch.state_from(saved(state=begun), SMALL, TWO)
+    assert optax.tree.get(state, "step") == 0
+    state = compat.torch.state_from(saved(), SMALL, TWO, step=3)
+    assert optax.tree.get(state, "step") == 3
+    with pytest.raises(ValueError, match=r"says step=3.0, not 4"):
+        compat.torch.state_from(saved(), SMALL, TWO, step=4)
+
+
+@pytest.mark.parametrize(("missing", "said"), [(5, "p4"), (6, "p4, …")])
+def test_five_of_the_paths_that_are_missing(missing, said):
+    state = optax.adamw(0.1).init({"w": jnp.ones(2)})
+    params = {"w": jnp.ones(2)} | {f"p{i}": jnp.ones(1) for i in range(missing)}
+    with pytest.raises(ValueError, match=rf"^p0, .*, {said}: no mu in the Optax state"):
+        compat.optax.state_from(state, params, optwd.adamw(0.1))
+
+
 def test_axes_can_be_said():
     names = {"fc.weight": ("fc/kernel", (1, 0)), "fc.bias": "fc/bias"}
     a, b = (compat.torch.state_from(saved(), SMALL, n) for n in (names, TWO))
@@ -344,6 +362,15 @@ def test_optax(theirs, ours, form, x64):
             }
         )
     follow(ours, *carried, path[CARRIED:], tolerance=1e-12)
+
+
+def test_optax_inside_of_what_is_around_it():
+    params = {"w": jnp.ones(2)}
+    injected = optax.inject_hyperparams(optax.adamw)(0.1)
+    _, state = injected.update(params, injected.init(params), params)
+    carried = compat.optax.state_from(state, params, optwd.adamw(0.1))
+    np.testing.assert_allclose(optax.tree.get(carried, "mu")["w"], 0.1, rtol=1e-6)
+    assert optax.tree.get(carried, "count") == 1
 
 
 def test_optax_that_does_not_fit():
