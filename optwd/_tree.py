@@ -165,7 +165,7 @@ def _run(calls: list[Call]) -> list[tuple[jax.Array, ...]]:
         for start in range(0, len(alike), size):
             batch = alike[start : start + size]
             rows = [calls[i].arrays for i in batch]
-            if len(rows) > 1:
+            if size > 1:  # also for a rest of one: XLA shares kernels of one text
                 new = _batch(equation, rows, *rest)
             else:
                 new = [_compute(equation, *rows, *rest)]

@@ -2,18 +2,21 @@
 
 - a trace holds about two calls per root of the number of leaves of one type;
 - an equation is traced once per type, however many leaves and multipliers there are;
+- the compiler sees the same kernels for all leaves of one type, whatever the last batch;
 - leaves of one type keep their own values, multipliers and rates;
 - leaves that are not traced may live on different devices.
 """
 
 import math
 import os
+import re
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optwd
@@ -51,6 +54,30 @@ def test_a_rule_is_traced_once_per_type():
     transformation = optwd.decay.from_rule(rule, 0.1, [1.0, 2.0, 3.0, 4.0] * (LEAVES // 2))
     jax.eval_shape(transformation.update, params, transformation.init(params), params)
     assert sorted(traces) == [(2, 3), (3,)]
+
+
+@pytest.mark.parametrize("leaves", [2, 9, 10, 13])  # the last batch: one of 2, 3, 1, 1
+def test_leaves_of_one_type_share_their_kernels(leaves):
+    """XLA compiles kernels of one text once; where the text differs, once again."""
+    params, optimizer = [jnp.ones((8, 8))] * leaves, optwd.adamw(0.1)
+
+    def step(params, state):
+        updates, state = optimizer.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    text = jax.jit(step).lower(params, optimizer.init(params)).compile().as_text()
+    of_a_leaf = re.compile(r"^%fused_\S+ [^\n]* -> f32\[8,8\] {\n(.*?)^}", re.M | re.S)
+    kernels = of_a_leaf.findall(text)
+
+    def without_names(kernel):
+        names = {}
+        kernel = re.sub(r", metadata=.*", "", kernel)
+        return re.sub(
+            r"%[\w.-]+", lambda m: str(names.setdefault(m[0], len(names))), kernel
+        )
+
+    assert len(kernels) == 3 * leaves
+    assert len(set(map(without_names, kernels))) == 3
 
 
 @pytest.mark.parametrize("rate", [0.1, lambda step: 0.1 * (step + 1)])
