@@ -37,7 +37,7 @@ TESTS = {  # of each module, beside its doctests: what is specific, then what is
     "moments": ["equations", "moments", "hard_cases", "laws"],
     "_tree": [
         "equations", "batches", "laws", "moments", "decay", "masks", "report", "precision",
-        "hard_cases",
+        "hard_cases", "parity/carried_over",
     ],
     "decay": ["equations", "decay", "facts", "laws", "hard_cases"],
     "optimizers": [

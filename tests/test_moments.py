@@ -251,6 +251,12 @@ def test_moments_of_float64_are_float64(x64):
     assert state.mu.dtype == state.nu.dtype == jnp.float64
 
 
+def test_float64_beside_bfloat16_is_not_rounded(x64):
+    adam = optwd.scale_by_adam(b2=0.9, mu_dtype=jnp.bfloat16)
+    _, state = adam.update(jnp.array([1 / 3]), adam.init(jnp.zeros(1)))
+    np.testing.assert_allclose(state.nu, 0.1 / 9, rtol=1e-15)
+
+
 def test_pure_decay_in_float32():
     optimizer = optwd.adamw(1e-3, weight_decay=0.1)
     start = jnp.ones(4)
