@@ -1,6 +1,7 @@
 """What it costs to trace a tree of many leaves, and that batching them changes nothing.
 
-- a trace holds about two calls per root of the number of leaves of one type;
+- a trace holds about two calls per root of the number of leaves of one type, and none for
+  a leaf that is alone of its type;
 - an equation is traced once per type, however many leaves and multipliers there are;
 - the compiler sees the same kernels for all leaves of one type, whatever the last batch;
 - leaves of one type keep their own values, multipliers and rates;
@@ -36,11 +37,13 @@ def tree(seed):
     ids=["moments", "number", "schedule"],
 )
 def test_calls_grow_with_the_root(transformation):
-    params = tree(0)
-    state = transformation.init(params)
-    jaxpr = jax.make_jaxpr(transformation.update)(params, state, params)
-    batches = [e for e in jaxpr.eqns if e.params.get("name") == "_batch"]
-    assert len(batches) == 2 * math.ceil(LEAVES / math.isqrt(LEAVES))
+    def batches(params):
+        state = transformation.init(params)
+        jaxpr = jax.make_jaxpr(transformation.update)(params, state, params)
+        return sum(e.params.get("name") == "_batch" for e in jaxpr.eqns)
+
+    assert batches(tree(0)) == 2 * math.ceil(LEAVES / math.isqrt(LEAVES))
+    assert batches([jnp.ones(n) for n in range(9)]) == 0  # no two of one type
 
 
 def test_a_rule_is_traced_once_per_type():
