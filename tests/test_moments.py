@@ -211,6 +211,17 @@ def test_dampening_is_in_its_domain(dampening):
         optwd.trace_dampened(0.9, dampening)
 
 
+@pytest.mark.parametrize("make", [optwd.trace, lambda m: optwd.trace_dampened(m, 0.0)])
+def test_momentum_is_in_its_domain(make):
+    with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\), got 1.0"):
+        make(1.0)
+
+
+def test_moments_begin_at_0_whatever_the_parameters():
+    state = jax.jit(optwd.scale_by_adam().init)(jnp.array([np.nan, np.inf, 0.0, 1.0]))
+    np.testing.assert_array_equal([state.mu, state.nu], np.zeros((2, 4)))
+
+
 @pytest.mark.parametrize(
     ("params", "mu_dtype", "nu_dtype", "expected"),
     [
