@@ -87,7 +87,7 @@ device_description_str: "NVIDIA H200"
 
 @pytest.fixture(scope="module")
 def h200():
-    if not importlib.util.find_spec("jax_cuda12_plugin"):
+    if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
         pytest.skip("JAX's CUDA plugin is not installed")
     one = {"target_config": H200, "topology": "1x1x1"}
     return SingleDeviceSharding(
