@@ -207,8 +207,9 @@ def _kept(likes: Any, chance: Any, *state: jax.Array) -> tuple[jax.Array, ...]:
     def kept(x: jax.Array, like: jax.Array) -> jax.Array:
         if chance is None or not is_narrow(like):
             return x
-        rounded = _rounding.by_chance(x.astype(jnp.float32), like.dtype, chance)
-        return rounded.astype(like.dtype).astype(x.dtype)
+        narrow = _rounding.by_chance(x.astype(jnp.float32), like.dtype, chance)
+        # Down and up, so that the compiler reads what it writes: no wide copy is kept.
+        return narrow.astype(like.dtype).astype(x.dtype)
 
     return tuple(map(kept, state, likes))
 

@@ -575,7 +575,7 @@ def _nadam(keep, g, m, v, eps, eps_root, a1, a2, c1, c2, c1_next):
 
 
 def _amsgrad(keep, g, m, v, w, eps, eps_root, a1, a2, c1, c2):
-    m, v, w = keep(_move(m, g, a1), _move_square(v, g, a2), w)
+    m, v = keep(_move(m, g, a1), _move_square(v, g, a2))
     *_, w = keep(m, v, jnp.maximum(w, v / c2))  # of v as it is kept, as u is of w
     return m / (c1 * _root(w, eps, eps_root)), m, v, w
 
@@ -585,7 +585,7 @@ def _adam_eps_hat(keep, g, m, v, eps, a1, a2, c1, c2):
 
 
 def _amsgrad_raw(keep, g, m, v, w, eps, a1, a2, c1, c2):
-    m, v, w = keep(_move(m, g, a1), _move_square(v, g, a2), w)
+    m, v = keep(_move(m, g, a1), _move_square(v, g, a2))
     *_, w = keep(m, v, jnp.maximum(w, v))
     return m / (c1 * _root(w / c2, eps, 0.0)), m, v, w
 

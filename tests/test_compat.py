@@ -252,7 +252,7 @@ def test_odd_leaves_and_low_precision(optimizer, dtype):
     assert signature[0] == signature[1]
 
 
-DEFAULTS = {  # of those that no test compares with the framework itself
+DEFAULTS = {  # of frameworks that are seldom installed beside JAX, or are none
     compat.paper.adamw: {"alpha": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
     compat.tf_addons.adamw: {"learning_rate": 1e-3, "beta_1": 0.9, "beta_2": 0.999}
     | {"epsilon": 1e-7, "amsgrad": False},

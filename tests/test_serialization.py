@@ -30,7 +30,7 @@ def written_and_read(function, *args):
     exported = export.export(jax.jit(function), platforms=PLATFORMS)(*args)
     restored = export.deserialize(exported.serialize())
     assert restored.platforms == PLATFORMS
-    return restored.call
+    return restored
 
 
 def everything(rounding):
@@ -77,7 +77,7 @@ def test_a_whole_train_step(dtype, optimizer):
 
     state = optimizer.init(params)
     optwd.register_for_export(state)
-    here, there = jax.jit(step), written_and_read(step, params, state, x)
+    here, there = jax.jit(step), written_and_read(step, params, state, x).call
     a = b = (params, state, None)
     for _ in range(3):
         a, b = here(*a[:2], x), there(*b[:2], x)
@@ -100,7 +100,7 @@ def test_every_state_can_be_written():
     params = {"w": jnp.ones(2), "b": jnp.ones(())}
     states = [optimizer.init(params) for optimizer in optimizers]
     optwd.register_for_export(jax.eval_shape(lambda: states))
-    assert_equal(written_and_read(lambda x: x, states)(states), states)
+    assert_equal(written_and_read(lambda x: x, states).call(states), states)
 
 
 class Mine(NamedTuple):  # noqa: D101
@@ -112,7 +112,7 @@ def test_registering_again_does_no_harm():
     optwd.register_for_export(Mine(1), [Mine(2)])
     optwd.register_for_export({"deep": (Mine(3),)})
     assert_equal(
-        written_and_read(lambda x: x, Mine(jnp.ones(2)))(Mine(jnp.ones(2))),
+        written_and_read(lambda x: x, Mine(jnp.ones(2))).call(Mine(jnp.ones(2))),
         Mine(jnp.ones(2)),
     )
 
