@@ -51,8 +51,8 @@ def ways(adamw: optax.GradientTransformation, seed: int) -> dict[str, tuple[Any,
     optimizers = (
         adamw,
         adamw,
-        last(optwd.compensate_rounding()),
-        last(optwd.round_stochastically(seed)),
+        last(optwd.compensate_rounding(optax.identity())),
+        last(optwd.round_stochastically(optax.identity(), seed)),
     )
     dtypes = jnp.float32, *3 * [jnp.bfloat16]
     return dict(zip(LOOKS, zip(dtypes, optimizers, strict=True), strict=True))

@@ -52,7 +52,7 @@ def optimizers(steps: int) -> dict[str, tuple[float, optax.GradientTransformatio
         optax.warmup_cosine_decay_schedule(0.0, peak, steps // 20, steps)
         for peak in (SGD_RATE, ADAM_RATE)
     )
-    by_schedule = {"coupling": "schedule", "peak_learning_rate": ADAM_RATE}
+    by_schedule = {"scaled_by": "schedule", "peak_learning_rate": ADAM_RATE}
     recipes = (
         (0.01, lambda λ: optwd.sgd_l2(sgd_rate, 0.9, l2=λ)),
         (0.1, lambda λ: optwd.sgdw(sgd_rate, 0.9, weight_decay=λ)),

@@ -37,7 +37,7 @@ HELPS = 0.8  # the best decay is sought where it cuts the error to this share, o
 
 
 def by_schedule(rate, peak, λ):
-    return optwd.adamw(rate, weight_decay=λ, coupling="schedule", peak_learning_rate=peak)
+    return optwd.adamw(rate, weight_decay=λ, scaled_by="schedule", peak_learning_rate=peak)
 
 
 FORMS = {  # log₁₀ of the decays, and the optimizer

@@ -59,14 +59,14 @@ def restarts(peak: float, cycles: tuple[int, ...]) -> Schedules:
 def adamwr(peak: float, cycles: tuple[int, ...]) -> optax.GradientTransformation:
     """θ ← θ − sₜ(α û + λᵢθ), sₜ = ηₜ/η_max, with λᵢ of the cycle."""
     eta, lam = restarts(peak, cycles)
-    return optwd.adamw(eta, weight_decay=lam, coupling="schedule", peak_learning_rate=peak)
+    return optwd.adamw(eta, weight_decay=lam, scaled_by="schedule", peak_learning_rate=peak)
 
 
 def sgdwr(peak: float, cycles: tuple[int, ...]) -> optax.GradientTransformation:
     """The same with the momentum of SGD for û."""
     eta, lam = restarts(peak, cycles)
     return optwd.sgdw(
-        eta, 0.9, weight_decay=lam, coupling="schedule", peak_learning_rate=peak
+        eta, 0.9, weight_decay=lam, scaled_by="schedule", peak_learning_rate=peak
     )
 
 

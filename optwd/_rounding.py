@@ -5,12 +5,31 @@ bits of a float32 this is one addition: of a random number below the last bit th
 before what is behind that bit is cut off. It holds for every sign, exponent and carry.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+# x, the dtype in which it is kept, and what its chance is drawn from
+Store = Callable[[jax.Array, Any, Any], jax.Array]
 BITS = 32  # of a chance, which is an unsigned integer: chance / 2³² is in [0, 1)
+
+
+def nearest(x: jax.Array, dtype: Any, chance: Any = None) -> jax.Array:
+    """`x` to the nearest number of that dtype, kept in its own.
+
+    XLA may drop a cast down and up. It does not drop `reduce_precision`, which however
+    takes subnormals for 0: those of float16 are weights like any other.
+    """
+    if jnp.iscomplexobj(x):
+        return jax.lax.complex(nearest(x.real, dtype), nearest(x.imag, dtype))
+    to = jnp.finfo(dtype)
+    normal = jax.lax.reduce_precision(x, exponent_bits=to.nexp, mantissa_bits=to.nmant)
+    quantum = float(to.smallest_subnormal)
+    if quantum < jnp.finfo(x.dtype).tiny:
+        return normal
+    return jnp.where(jnp.abs(x) < float(to.tiny), jnp.round(x / quantum) * quantum, normal)
 
 
 def by_chance(x: jax.Array, dtype: Any, chance: jax.Array) -> jax.Array:
@@ -30,6 +49,23 @@ def by_chance(x: jax.Array, dtype: Any, chance: jax.Array) -> jax.Array:
 def for_step(step: jax.Array) -> jax.Array:
     """One chance for each step: multiples of the golden ratio, evenly spread over time."""
     return step.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
+
+
+def by_step(x: jax.Array, dtype: Any, step: jax.Array | None) -> jax.Array:
+    """`x` in `dtype`: below float32 by the chance of the step, to nearest if there is none.
+
+    So a state that moves by less than its spacing moves all the same.
+    """
+    if step is None or jnp.finfo(dtype).bits >= 32:
+        return x.astype(dtype)
+    return by_chance(x.astype(jnp.float32), dtype, for_step(step)).astype(dtype)
+
+
+def by_element(x: jax.Array, dtype: Any, words: jax.Array) -> jax.Array:
+    """`x` in `dtype`, every element by a chance of its own."""
+    return by_chance(x.astype(jnp.float32), dtype, for_elements(words, x.shape)).astype(
+        dtype
+    )
 
 
 def key(seed: Any) -> jax.Array:

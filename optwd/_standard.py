@@ -10,8 +10,8 @@ import functools
 import re
 from collections.abc import Callable
 
-from optwd import _tree
-from optwd._tree import Leaf
+from optwd import _dtypes
+from optwd._paths import Leaf
 
 Shape = tuple[int, ...] | None
 Answer = tuple[bool | None, str]  # whether it decays, None for undecided; and why
@@ -44,7 +44,7 @@ def classify(leaf: Leaf, shape_at: Callable[[str], Shape]) -> Answer:
     """`shape_at` gives the shape of the leaf with that path, None where there is none."""
     parent, _, name = leaf.path.rpartition("/")
     words, module = _words(name), _words(_module(parent))
-    if leaf.shape is None or not _tree.is_inexact(leaf):
+    if leaf.shape is None or not _dtypes.is_inexact(leaf):
         return False, "not floating point"
     if len(leaf.shape) < 2:
         return False, "vector" if leaf.shape else "scalar"

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optwd import _rule, _tree
-from optwd._rule import DecayState as DecayState
+from optwd import _check, _dtypes, _leafwise, _measure, _paths, _rule, _zeros, masks
+from optwd._check import ScalarOrSchedule
+from optwd._leafwise import Equation, Field
 from optwd._rule import Rule
-from optwd._tree import ScalarOrSchedule
 from optwd.masks import MaskLike
 
 
@@ -90,7 +90,7 @@ def linear(
 
     Source: Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2.
     """
-    return _rule.transformation("decay.linear", _linear, "weight_decay", weight_decay, mask)
+    return _rule.transformation("decay.linear", _LINEAR, "weight_decay", weight_decay, mask)
 
 
 def cautious(
@@ -127,7 +127,7 @@ def cautious(
     Source: Chen et al., Cautious Weight Decay, arXiv 2510.12402.
     """
     return _rule.transformation(
-        "decay.cautious", _cautious, "weight_decay", weight_decay, mask
+        "decay.cautious", _CAUTIOUS, "weight_decay", weight_decay, mask
     )
 
 
@@ -166,7 +166,7 @@ def proximal(
     Scale-Freeness, arXiv 2202.00089.
     """
     return _rule.transformation(
-        "decay.proximal", _proximal, "weight_decay", weight_decay, mask
+        "decay.proximal", _PROXIMAL, "weight_decay", weight_decay, mask
     )
 
 
@@ -200,11 +200,17 @@ def toward(
     Source: L2-SP: Li, Grandvalet and Davoine, arXiv 1802.01483, Equation 2.
     """
 
-    def trees(params: Any) -> tuple[Any]:
-        return (_tree.copy(_tree.like_params("anchor", anchor, params)),)
+    def start(params: Any) -> Any:
+        return _kept_where(mask, _anchor_like(anchor, params), params)
 
     return _rule.transformation(
-        "decay.toward", _toward, "weight_decay", weight_decay, mask, AnchorState, trees
+        "decay.toward",
+        _TOWARD,
+        "weight_decay",
+        weight_decay,
+        mask,
+        AnchorState,
+        {"anchor": Field(start)},
     )
 
 
@@ -238,14 +244,18 @@ def toward_init(
 
     Source: L2-SP: Li, Grandvalet and Davoine, arXiv 1802.01483, Equation 2.
     """
+
+    def start(params: Any) -> Any:
+        return _kept_where(mask, params, params)
+
     return _rule.transformation(
         "decay.toward_init",
-        _toward,
+        _TOWARD,
         "weight_decay",
         weight_decay,
         mask,
         AnchorState,
-        lambda params: (_tree.copy(params),),
+        {"anchor": Field(start)},
     )
 
 
@@ -302,17 +312,14 @@ def constrained(
             f"bound={bound!r}, warm_start={warm_start!r}; leave one of them out."
         )
     if warm_start is None:
-        kappa = _tree.number("bound", bound, closed=True)
-        rule, rate = _constrained, update_rate
+        kappa = _check.number("bound", bound, closed=True)
+        equation, rate = _CONSTRAINED, update_rate
     else:
-        kappa, rule = math.inf, _take_bound
-        rate = _from_step(warm_start, _tree.rate("update_rate", update_rate))
-
-    def trees(params: Any) -> tuple[Any, Any]:
-        return _tree.per_tensor(params, 0.0), _tree.per_tensor(params, kappa)
-
+        kappa, equation = math.inf, _TAKE_BOUND
+        rate = _from_step(warm_start, _check.rate("update_rate", update_rate))
+    fields = {"multiplier": _leafwise.number(0.0), "bound": _leafwise.number(kappa)}
     return _rule.transformation(
-        "decay.constrained", rule, "update_rate", rate, mask, ConstrainedState, trees
+        "decay.constrained", equation, "update_rate", rate, mask, ConstrainedState, fields
     )
 
 
@@ -349,7 +356,9 @@ def from_rule(
     """
     if not callable(rule):
         raise TypeError(f"rule must be a function of (u, p, rho), got {rule!r}.")
-    return _rule.transformation("decay.from_rule", rule, "weight_decay", weight_decay, mask)
+    return _rule.transformation(
+        "decay.from_rule", Equation(rule), "weight_decay", weight_decay, mask
+    )
 
 
 def _linear(u, p, rho):
@@ -368,25 +377,78 @@ def _proximal(u, p, rho):
     return (u + rho * p) / (1 + rho)
 
 
-def _toward(u, anchor, p, rho):
+def _toward(u, p, anchor, rho):
     return u + rho * (p - anchor)
 
 
-def _constrained(u, multiplier, bound, p, mu):
+def _next_multiplier(u, p, multiplier, bound, mu):
     held = jnp.maximum(0, multiplier + mu * (_mean_square(p) - bound))
-    multiplier = jnp.where(jnp.isinf(bound), 0, held)  # where μ = 0 that is 0·inf
-    return u + 2 * multiplier * p, multiplier
+    return jnp.where(jnp.isinf(bound), 0, held), bound  # where μ = 0 that is 0·inf
 
 
-def _take_bound(u, multiplier, bound, p, mu):
+def _take_bound(u, p, multiplier, bound, mu):
     take = jnp.isinf(bound) & (mu > 0)
-    bound = jnp.where(take, _mean_square(p), bound)
-    return *_constrained(u, multiplier, bound, p, mu), bound
+    return multiplier, jnp.where(take, _mean_square(p), bound)
+
+
+def _constrained(u, p, multiplier, bound, mu):
+    return u + 2 * multiplier * p
 
 
 def _mean_square(x):
-    _tree.refuse_shards("decay.constrained", x)
+    _measure.refuse_shards("decay.constrained", x)
     return jnp.sum(jnp.square(jnp.abs(x))) / max(x.size, 1)
+
+
+_LINEAR = Equation(_linear)
+_CAUTIOUS = Equation(_cautious)
+_PROXIMAL = Equation(_proximal)
+_TOWARD = Equation(_toward)
+_CONSTRAINED = Equation(_constrained, _next_multiplier)
+_TAKE_BOUND = Equation(_constrained, _take_bound, _next_multiplier)
+
+
+def _anchor_like(anchor: Any, params: Any) -> Any:
+    """The anchor, with nothing where Optax has masked the parameter or there is none."""
+    if not jax.tree.leaves(params):  # nothing at all; also Optax's placeholder at init
+        return params
+
+    def absent(p: Any) -> bool:
+        return p is None or isinstance(p, optax.MaskedNode)
+
+    with_paths, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=absent)
+    try:
+        leaves = treedef.flatten_up_to(anchor)
+    except (ValueError, TypeError, KeyError):
+        here, there = _paths.paths(params), _paths.paths(anchor)
+        raise ValueError(
+            "the anchor must be a tree like the parameters: "
+            f"{_paths.difference('parameters', here, 'anchor', there)}"
+        ) from None
+    for (keys, p), x in zip(with_paths, leaves, strict=True):
+        shape = jax.tree.map(jnp.shape, x)
+        if not absent(p) and shape != jnp.shape(p):
+            raise ValueError(
+                f"{_paths.path_of(keys)}: the parameter has shape {jnp.shape(p)}, the "
+                f"anchor {shape}; they must be equal, nothing is broadcast."
+            )
+    kept = [p if absent(p) else x for (_, p), x in zip(with_paths, leaves, strict=True)]
+    return treedef.unflatten(kept)
+
+
+def _kept_where(mask: MaskLike, anchor: Any, params: Any) -> Any:
+    """Copies of the anchor where the mask is above 0, which stay if it is donated.
+
+    Elsewhere one 0, in no box of Flax, which may say how its array is sharded.
+    """
+
+    def kept(p: Any, k: Any, x: Any) -> Any:
+        if jax.tree.leaves(k)[0] == 0.0:
+            return jnp.zeros((), _dtypes.dtype_of(jax.tree.leaves(p)[0]))
+        return jax.tree.map(lambda p, x: _zeros.beside(p, jnp.array(x, copy=True)), p, x)
+
+    factors = masks.resolve(mask, params)
+    return jax.tree.map(kept, params, factors, anchor, is_leaf=_paths.is_box)
 
 
 def _from_step(first: Any, rate: Any) -> optax.Schedule:
@@ -395,6 +457,6 @@ def _from_step(first: Any, rate: Any) -> optax.Schedule:
         raise ValueError(f"warm_start must be a number of steps ≥ 0, got {first!r}.")
 
     def schedule(step: Any) -> Any:
-        return jnp.where(step < first, 0.0, _tree.at_step("update_rate", rate, step))
+        return jnp.where(step < first, 0.0, _check.at_step("update_rate", rate, step))
 
     return schedule

@@ -34,8 +34,8 @@ from typing import Any
 
 import jax
 
-from optwd import _standard, _tree
-from optwd._tree import Leaf
+from optwd import _mask_tree, _paths, _standard
+from optwd._paths import Leaf
 
 MaskLike = Any  # None, a Mask, a tree of bools or floats, or a callable that returns one
 Decision = tuple[float | None, str]  # the multiplier, None for undecided, and what decided
@@ -243,8 +243,8 @@ def multipliers(factors: Mapping[str, float], default: float = 0.0) -> Mask:
     Source: none; the ``wd_mults`` of big_vision's ``optax.py`` are the same idea.
     """
     globs = _patterns("multipliers", tuple(factors))
-    values = tuple(_tree.multiplier(glob, factor) for glob, factor in factors.items())
-    return _Multipliers(globs, values, _tree.multiplier("default", default))
+    values = tuple(_mask_tree.multiplier(glob, factor) for glob, factor in factors.items())
+    return _Multipliers(globs, values, _mask_tree.multiplier("default", default))
 
 
 def resolve(mask: MaskLike, params: Any) -> Any:
@@ -256,15 +256,15 @@ def resolve(mask: MaskLike, params: Any) -> Any:
         undecided = [f"{leaf.path} {leaf.shape}" for leaf, k, _ in rows if k is None]
         if undecided:
             raise _undecided(undecided)
-        return _tree.unflatten([factor for _, factor, _ in rows], params)
+        return _paths.unflatten([factor for _, factor, _ in rows], params)
     if callable(mask) and jax.tree_util.all_leaves([mask]):  # not a module of callables
         mask = mask(params)
-    return _tree.broadcast_mask(True if mask is None else mask, params)
+    return _mask_tree.broadcast(True if mask is None else mask, params)
 
 
 def explain(mask: MaskLike, params: Any) -> list[tuple[Leaf, float | None, str]]:
     """The leaves that hold something, each with its multiplier and what decided."""
-    leaves = _tree.leaves(params)
+    leaves = _paths.leaves(params)
     if isinstance(mask, Mask):
         rows = zip(leaves, mask._decide(leaves), strict=True)
         return [(leaf, *decision) for leaf, decision in rows if leaf.shape is not None]

@@ -1,10 +1,10 @@
 """How fast: schedules for a weight decay, and the arithmetic of choosing one.
 
 Schedules are functions of the step and go wherever a ``weight_decay`` goes:
-`scheduled`, `coupled`, `inverse_time`. Planners take numbers and return a number:
+`by_schedule`, `by_learning_rate`, `inverse_time`. Planners take numbers and return one:
 `normalized`, `timescale`, `for_timescale`, `half_life`.
 
-One rate, two places: with ``rate = scheduled(λ, η, η_max)``
+One rate, two places: with ``rate = by_schedule(λ, η, η_max)``
 
     chain(scale_by_adam(), scale_by_learning_rate(η, flip_sign=False),
           decay.linear(rate), scale(-1))                  # AdamW of the paper: ηₜλ/η_max
@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optwd import _tree
-from optwd._tree import ScalarOrSchedule
+from optwd import _check
+from optwd._check import ScalarOrSchedule
 
 
-def scheduled(
+def by_schedule(
     weight_decay: ScalarOrSchedule,
     learning_rate: ScalarOrSchedule,
     peak_learning_rate: ArrayLike,
@@ -46,27 +46,27 @@ def scheduled(
       ValueError: a negative or non-finite number, or a peak of 0.
 
     >>> import optax
-    >>> decay = scheduled(0.1, optax.linear_schedule(1e-3, 0.0, 10), 1e-3)
+    >>> decay = by_schedule(0.1, optax.linear_schedule(1e-3, 0.0, 10), 1e-3)
     >>> print(f"{decay(0):.3f} {decay(5):.3f}")
     0.100 0.050
 
     Source: Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2 (η there is ηₜ/η_max
     here); AdamC: Defazio, arXiv 2506.02285.
     """
-    weight_decay = _tree.rate("weight_decay", weight_decay)
-    learning_rate = _tree.rate("learning_rate", learning_rate)
-    peak = _tree.number("peak_learning_rate", peak_learning_rate)
+    weight_decay = _check.rate("weight_decay", weight_decay)
+    learning_rate = _check.rate("learning_rate", learning_rate)
+    peak = _check.number("peak_learning_rate", peak_learning_rate)
     if isinstance(peak, float) and peak == 0.0:
         raise ValueError("peak_learning_rate must be > 0, got 0; it divides the schedule.")
 
-    def schedule(step: ArrayLike) -> _tree.Scalar:
-        eta = _tree.at_step("learning_rate", learning_rate, step)
-        return _tree.at_step("weight_decay", weight_decay, step) * (eta / peak)
+    def schedule(step: ArrayLike) -> _check.Scalar:
+        eta = _check.at_step("learning_rate", learning_rate, step)
+        return _check.at_step("weight_decay", weight_decay, step) * (eta / peak)
 
     return schedule
 
 
-def coupled(
+def by_learning_rate(
     weight_decay: ScalarOrSchedule, learning_rate: ScalarOrSchedule
 ) -> optax.Schedule:
     """Scale the decay by the learning rate where no learning rate stands behind it.
@@ -88,18 +88,18 @@ def coupled(
       ValueError: a negative or non-finite number.
 
     >>> import optax
-    >>> decay = coupled(0.1, optax.linear_schedule(1e-2, 0.0, 10))
+    >>> decay = by_learning_rate(0.1, optax.linear_schedule(1e-2, 0.0, 10))
     >>> print(f"{decay(0):.4f} {decay(5):.4f}")
     0.0010 0.0005
 
     Source: the convention of torch's and Optax's ``AdamW``.
     """
-    weight_decay = _tree.rate("weight_decay", weight_decay)
-    learning_rate = _tree.rate("learning_rate", learning_rate)
+    weight_decay = _check.rate("weight_decay", weight_decay)
+    learning_rate = _check.rate("learning_rate", learning_rate)
 
-    def schedule(step: ArrayLike) -> _tree.Scalar:
-        eta = _tree.at_step("learning_rate", learning_rate, step)
-        return _tree.at_step("weight_decay", weight_decay, step) * eta
+    def schedule(step: ArrayLike) -> _check.Scalar:
+        eta = _check.at_step("learning_rate", learning_rate, step)
+        return _check.at_step("weight_decay", weight_decay, step) * eta
 
     return schedule
 
@@ -132,10 +132,10 @@ def inverse_time(omega: ArrayLike, offset: ArrayLike = 0.0) -> optax.Schedule:
 
     Source: logarithmic-time weight decay: Ferbach et al., arXiv 2602.05298.
     """
-    omega = _tree.number("omega", omega)
-    first = _tree.number("offset", offset) + 1.0
+    omega = _check.number("omega", omega)
+    first = _check.number("offset", offset) + 1.0
 
-    def schedule(step: ArrayLike) -> _tree.Scalar:
+    def schedule(step: ArrayLike) -> _check.Scalar:
         return omega / (jnp.asarray(step).astype(float) + first)
 
     return schedule
@@ -155,7 +155,7 @@ def normalized(norm: float, batch_size: float, dataset_size: float, epochs: floa
       epochs: T > 0, of the run; with warm restarts, of the cycle.
 
     Returns:
-      λ for a decay that the schedule multiplies, as in `scheduled`.
+      λ for a decay that the schedule multiplies, as in `by_schedule`.
 
     Raises:
       ValueError: a number outside its domain.
@@ -170,7 +170,7 @@ def normalized(norm: float, batch_size: float, dataset_size: float, epochs: floa
         * _positive("epochs", epochs)
         / _positive("batch_size", batch_size)
     )
-    return _tree.number("norm", norm) / math.sqrt(steps)
+    return _check.number("norm", norm) / math.sqrt(steps)
 
 
 def timescale(learning_rate: float, weight_decay: float) -> float:
@@ -255,13 +255,13 @@ def half_life(learning_rate: float, weight_decay: float) -> float:
 
 
 def _rate_a_step(learning_rate: float, weight_decay: float) -> float:
-    return _tree.number("learning_rate", learning_rate) * _tree.number(
+    return _check.number("learning_rate", learning_rate) * _check.number(
         "weight_decay", weight_decay
     )
 
 
 def _positive(name: str, value: float) -> float:
-    value = _tree.number(name, value)
+    value = _check.number(name, value)
     if value == 0.0:
         raise ValueError(f"{name} must be > 0, got 0.")
     return value

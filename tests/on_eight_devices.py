@@ -20,7 +20,7 @@ def bfloat16(name, rounding, **arguments):
     def make():
         moments = {"mu_dtype": jnp.bfloat16, "nu_dtype": jnp.bfloat16}
         adamw = optwd.adamw(0.01, weight_decay=0.1, **moments)
-        return optwd.in_float32(optax.chain(adamw, rounding(**arguments)))
+        return optwd.in_float32(optax.chain(adamw, rounding(optax.identity(), **arguments)))
 
     return Entry(name, make, {}, narrow=True)
 
@@ -191,7 +191,7 @@ def test_one_transformation_alone_under_jit(axis_type):
     for transformation in (
         optwd.scale_by_adam(),
         optwd.trace(0.9),
-        optwd.compensate_rounding(wide=True),
+        optwd.compensate_rounding(optax.identity(), wide=True),
         optwd.decay.toward(params, 0.1),
         optwd.decay.toward_init(0.1),
     ):

@@ -46,6 +46,7 @@ def _constrained(name, **arguments):
 
 
 def _rounding(name, factory, **arguments):
+    arguments = {"optimizer": optax.identity(), **arguments}
     return Entry(name, factory, arguments, True, per_tensor=True, narrow=True)
 
 
@@ -53,7 +54,7 @@ def _optimizer(factory, **arguments):
     arguments = {"learning_rate": 0.01, **arguments}
     decay = next((a for a in ("weight_decay", "l2") if a in arguments), None)
     name = factory.__name__ + "".join(
-        f"[{v}]" for k, v in arguments.items() if k == "coupling"
+        f"[{v}]" for k, v in arguments.items() if k == "scaled_by"
     )
     return Entry(name, factory, arguments, decay is not None, decay, optimizer=True)
 
@@ -62,14 +63,16 @@ TRANSFORMATIONS = [
     Entry("scale_by_adam", optwd.scale_by_adam, {}),
     Entry("scale_by_adam[nesterov]", optwd.scale_by_adam, {"nesterov": True}),
     Entry("scale_by_amsgrad", optwd.scale_by_amsgrad, {}),
-    Entry("scale_by_adam_eps_hat", optwd.scale_by_adam_eps_hat, {}),
-    Entry("scale_by_amsgrad_raw", optwd.scale_by_amsgrad_raw, {}),
-    Entry("scale_by_amsgrad_raw_eps_hat", optwd.scale_by_amsgrad_raw_eps_hat, {}),
-    Entry("scale_by_nadam", optwd.scale_by_nadam, {}),
-    Entry("scale_by_radam_eps_hat", optwd.scale_by_radam_eps_hat, {}),
-    Entry("trace_dampened", optwd.trace_dampened, {"momentum": 0.9, "dampening": 0.5}),
-    Entry("trace", optwd.trace, {"momentum": 0.9}),
-    Entry("trace[nesterov]", optwd.trace, {"momentum": 0.9, "nesterov": True}),
+    Entry("scale_by_adam_eps_hat", optwd.compat.scale_by_adam_eps_hat, {}),
+    Entry("scale_by_amsgrad_raw", optwd.compat.scale_by_amsgrad_raw, {}),
+    Entry("scale_by_amsgrad_raw_eps_hat", optwd.compat.scale_by_amsgrad_raw_eps_hat, {}),
+    Entry("scale_by_nadam", optwd.compat.scale_by_nadam, {}),
+    Entry("scale_by_radam_eps_hat", optwd.compat.scale_by_radam_eps_hat, {}),
+    Entry(
+        "trace_dampened", optwd.compat.trace_dampened, {"momentum": 0.9, "dampening": 0.5}
+    ),
+    Entry("trace", optwd.trace, {"decay": 0.9}),
+    Entry("trace[nesterov]", optwd.trace, {"decay": 0.9, "nesterov": True}),
     Entry("add_l2", optwd.add_l2, {"l2": 0.1}, needs_params=True, decay="l2"),
     _decay("decay.linear", optwd.decay.linear),
     _decay("decay.from_rule", optwd.decay.from_rule, rule=_shrink),
@@ -89,15 +92,17 @@ OPTIMIZERS = [
     _optimizer(optwd.adam),
     _optimizer(optwd.adam_l2, l2=0.1),
     _optimizer(optwd.adamw, weight_decay=0.1),
-    _optimizer(optwd.adamw, weight_decay=0.1, coupling="schedule", peak_learning_rate=0.02),
-    _optimizer(optwd.adamw, weight_decay=0.001, coupling="none"),
+    _optimizer(
+        optwd.adamw, weight_decay=0.1, scaled_by="schedule", peak_learning_rate=0.02
+    ),
+    _optimizer(optwd.adamw, weight_decay=0.001, scaled_by="nothing"),
     _optimizer(optwd.amsgrad),
     _optimizer(optwd.amsgradw, weight_decay=0.1),
     _optimizer(optwd.nadam),
     _optimizer(optwd.nadamw, weight_decay=0.1),
     _optimizer(optwd.sgd_l2, l2=0.1, momentum=0.9),
     _optimizer(optwd.sgdw, weight_decay=0.1, momentum=0.9),
-    _optimizer(optwd.sgdw, weight_decay=0.1, coupling="none"),
+    _optimizer(optwd.sgdw, weight_decay=0.1, scaled_by="nothing"),
 ]
 
 ALL = TRANSFORMATIONS + OPTIMIZERS

@@ -142,14 +142,19 @@ def local_size(params):
 
 # --- a TPU ---------------------------------------------------------------------------
 
-BY_CHANCE = optwd.round_stochastically(0)
+BY_CHANCE = optwd.round_stochastically(optax.identity(), 0)
 CONSTRAINED = optwd.with_weight_decay(optwd.adam(1e-3), optwd.decay.constrained(0.1))
 # name: dtype, optimizer, reductions, bytes a parameter in which leaves are staged
 STEPS = {
     "float32": (jnp.float32, adamw(), 0, 0),
     "moments in bfloat16": (jnp.float32, adamw(**MOMENTS), 0, 0),
     "all in bfloat16": (jnp.bfloat16, adamw(**MOMENTS), 0, 0),
-    "compensated": (jnp.bfloat16, followed_by(optwd.compensate_rounding()), 0, 0),
+    "compensated": (
+        jnp.bfloat16,
+        followed_by(optwd.compensate_rounding(optax.identity())),
+        0,
+        0,
+    ),
     "by chance": (jnp.bfloat16, followed_by(BY_CHANCE), 0, 1),
     "constrained": (jnp.float32, CONSTRAINED, 1, 2),
     "monitored": (jnp.float32, optwd.monitor(adamw(), "adamw"), 1, 2),
@@ -183,10 +188,14 @@ PASSES = {  # what has to be read and written, in bytes a parameter
     "moments in bfloat16": (jnp.float32, adamw(**MOMENTS), 20),
     "weights in bfloat16": (jnp.bfloat16, adamw(), 22),
     "all in bfloat16": (jnp.bfloat16, adamw(**MOMENTS), 14),
-    "compensated": (jnp.bfloat16, followed_by(optwd.compensate_rounding()), 26),
+    "compensated": (
+        jnp.bfloat16,
+        followed_by(optwd.compensate_rounding(optax.identity())),
+        26,
+    ),
     "all compensated": (
         jnp.bfloat16,
-        followed_by(optwd.compensate_rounding(), **MOMENTS),
+        followed_by(optwd.compensate_rounding(optax.identity()), **MOMENTS),
         18,
     ),
     "by chance": (jnp.bfloat16, followed_by(BY_CHANCE), 22),

@@ -183,11 +183,16 @@ def dialects(eta):
             eta, eps=0.0, weight_decay=λ, initial_lr=LR, **BETAS
         ),
         "optwd.adamw": lambda λ: optwd.adamw(eta, eps=0.0, weight_decay=λ, **SAME),
-        "optwd.adamw(coupling='schedule')": lambda λ: optwd.adamw(
-            eta, eps=0.0, weight_decay=λ, coupling="schedule", peak_learning_rate=LR, **SAME
+        "optwd.adamw(scaled_by='schedule')": lambda λ: optwd.adamw(
+            eta,
+            eps=0.0,
+            weight_decay=λ,
+            scaled_by="schedule",
+            peak_learning_rate=LR,
+            **SAME,
         ),
-        "optwd.adamw(coupling='none')": lambda λ: optwd.adamw(
-            eta, eps=0.0, weight_decay=λ, coupling="none", **SAME
+        "optwd.adamw(scaled_by='nothing')": lambda λ: optwd.adamw(
+            eta, eps=0.0, weight_decay=λ, scaled_by="nothing", **SAME
         ),
     }
 
@@ -199,7 +204,7 @@ def test_converted_numbers_walk_the_same_path(scheduled, x64):
     makers = dialects(eta)
     expected = recipe.ours(makers[source](0.3))
     for target, make in makers.items():
-        fits = target not in ("tf_addons", "optwd.adamw(coupling='none')") and (
+        fits = target not in ("tf_addons", "optwd.adamw(scaled_by='nothing')") and (
             "corrected" not in target
         )
         if scheduled and not fits:

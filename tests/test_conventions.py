@@ -45,8 +45,8 @@ DECOUPLED = {
     "deepspeed": lambda p, u, η, s, λ: p - u - η * λ * p,
     "nanodo": lambda p, u, η, s, λ: p - u - η * (λ / PEAK) * p,
     "optwd.adamw": lambda p, u, η, s, λ: p - u - η * λ * p,
-    "optwd.adamw(coupling='schedule')": lambda p, u, η, s, λ: p - u - s * λ * p,
-    "optwd.adamw(coupling='none')": lambda p, u, η, s, λ: p - u - λ * p,
+    "optwd.adamw(scaled_by='schedule')": lambda p, u, η, s, λ: p - u - s * λ * p,
+    "optwd.adamw(scaled_by='nothing')": lambda p, u, η, s, λ: p - u - λ * p,
 }
 COUPLED = {
     "torch.Adam": lambda p, g, λ: g + λ * p,
@@ -86,7 +86,7 @@ def allowed(source, target, schedule):
     if coupled or len(new) == 1:
         return False
     groups = {"timm.AdamW(corrected_weight_decay)": 2, "tf_addons": 0, "tf1": 0}
-    groups |= {"optax.adafactor": 0, "optwd.adamw(coupling='none')": 0}
+    groups |= {"optax.adafactor": 0, "optwd.adamw(scaled_by='nothing')": 0}
     follows = {groups.get(n, 1) for n in (source, target)}
     return schedule == "constant" or len(follows) == 1
 
@@ -173,7 +173,7 @@ def test_bad_input(change, says):
 
 
 def test_the_number_is_the_one_that_our_optimizers_take(x64):
-    """A run under coupling='schedule' equals one under the learning rate's coupling."""
+    """A run under scaled_by='schedule' equals one under the learning rate's coupling."""
 
     def run(optimizer):
         p = jnp.asarray(START)
@@ -189,11 +189,11 @@ def test_the_number_is_the_one_that_our_optimizers_take(x64):
     lam = convert_weight_decay(
         0.3,
         source="optwd.adamw",
-        target="optwd.adamw(coupling='schedule')",
+        target="optwd.adamw(scaled_by='schedule')",
         learning_rate=eta,
         peak_learning_rate=PEAK,
     )
-    ours = optwd.adamw(eta, weight_decay=lam, coupling="schedule", peak_learning_rate=PEAK)
+    ours = optwd.adamw(eta, weight_decay=lam, scaled_by="schedule", peak_learning_rate=PEAK)
     np.testing.assert_allclose(
         run(ours), run(optwd.adamw(eta, weight_decay=0.3)), rtol=0, atol=1e-12
     )

@@ -36,7 +36,7 @@ every = pytest.mark.parametrize(("make", "plain"), OPTIMIZERS.values(), ids=OPTI
 COUPLINGS = {
     "learning_rate": ({}, lambda eta: eta * LAMBDA),
     "schedule": ({"peak_learning_rate": PEAK}, lambda eta: eta / PEAK * LAMBDA),
-    "none": ({}, lambda eta: 0 * eta + LAMBDA),
+    "nothing": ({}, lambda eta: 0 * eta + LAMBDA),
 }
 
 
@@ -58,7 +58,7 @@ def path_of(optimizer, gradients=GRADIENTS):
 
 def coupled(make, eta, coupling, weight_decay=LAMBDA):
     arguments, _ = COUPLINGS[coupling]
-    return make(eta, weight_decay=weight_decay, coupling=coupling, **arguments)
+    return make(eta, weight_decay=weight_decay, scaled_by=coupling, **arguments)
 
 
 @every
@@ -67,7 +67,7 @@ def test_they_agree_at_a_constant_learning_rate(make, plain):
     paths = [
         path_of(coupled(make, PEAK, "learning_rate", LAMBDA)),
         path_of(coupled(make, PEAK, "schedule", PEAK * LAMBDA)),
-        path_of(coupled(make, PEAK, "none", PEAK * LAMBDA)),
+        path_of(coupled(make, PEAK, "nothing", PEAK * LAMBDA)),
     ]
     for path in paths[1:]:
         np.testing.assert_allclose(path, paths[0], rtol=1e-12)
@@ -91,15 +91,19 @@ def test_under_a_schedule_each_has_its_own_rate(make, plain, coupling):
 @every
 def test_they_disagree_under_a_schedule(make, plain):
     """The λ that agree at the peak differ by what the warm-up takes from each."""
-    lambdas = {"learning_rate": LAMBDA, "schedule": PEAK * LAMBDA, "none": PEAK * LAMBDA}
+    lambdas = {"learning_rate": LAMBDA, "schedule": PEAK * LAMBDA, "nothing": PEAK * LAMBDA}
     paths = {c: path_of(coupled(make, warm_up, c, lam)) for c, lam in lambdas.items()}
     np.testing.assert_allclose(paths["schedule"], paths["learning_rate"], rtol=1e-12)
-    assert np.abs(paths["none"] - paths["schedule"]).max() > 0.01
+    assert np.abs(paths["nothing"] - paths["schedule"]).max() > 0.01
 
 
 @every
 def test_first_step_of_a_warm_up_from_zero(make, plain):
-    for coupling, share in {"learning_rate": 0.0, "schedule": 0.0, "none": LAMBDA}.items():
+    for coupling, share in {
+        "learning_rate": 0.0,
+        "schedule": 0.0,
+        "nothing": LAMBDA,
+    }.items():
         first = path_of(coupled(make, warm_up, coupling))[0]
         np.testing.assert_allclose(first, START * (1 - share), rtol=1e-15)
     assert np.isfinite(path_of(coupled(make, warm_up, "schedule"))).all()
@@ -107,9 +111,9 @@ def test_first_step_of_a_warm_up_from_zero(make, plain):
 
 def test_rates_give_the_couplings_to_any_optimizer():
     for coupling, rate in {
-        "learning_rate": rates.coupled(LAMBDA, warm_up),
-        "schedule": rates.scheduled(LAMBDA, warm_up, PEAK),
-        "none": LAMBDA,
+        "learning_rate": rates.by_learning_rate(LAMBDA, warm_up),
+        "schedule": rates.by_schedule(LAMBDA, warm_up, PEAK),
+        "nothing": LAMBDA,
     }.items():
         got = optwd.with_weight_decay(optwd.adam(warm_up), decay.linear(rate))
         want = path_of(coupled(optwd.adamw, warm_up, coupling))
@@ -120,13 +124,13 @@ def test_rates_give_the_couplings_to_any_optimizer():
 @pytest.mark.parametrize("eta", [warm_up, jnp.float32(0.1)], ids=["schedule", "array"])
 def test_a_peak_that_cannot_be_known(make, plain, eta):
     with pytest.raises(ValueError, match=r"needs peak_learning_rate: the peak of .* Give"):
-        make(eta, coupling="schedule")
+        make(eta, scaled_by="schedule")
 
 
 @every
 def test_a_peak_that_is_not_used(make, plain):
-    for coupling in ("learning_rate", "none"):
+    for coupling in ("learning_rate", "nothing"):
         with pytest.raises(ValueError, match=r"peak_learning_rate=0.1 is only used by"):
-            make(0.1, coupling=coupling, peak_learning_rate=0.1)
+            make(0.1, scaled_by=coupling, peak_learning_rate=0.1)
     with pytest.raises(ValueError, match=r"peak_learning_rate must be in .* got -0.1"):
-        make(0.1, coupling="schedule", peak_learning_rate=-0.1)
+        make(0.1, scaled_by="schedule", peak_learning_rate=-0.1)

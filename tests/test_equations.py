@@ -72,13 +72,13 @@ def test_directions(transformation, equation, hyperparameters, kind):
 @pytest.mark.parametrize(
     ("transformation", "equation"),
     [
-        (optwd.scale_by_adam_eps_hat, reference.adam_eps_hat),
-        (optwd.scale_by_amsgrad_raw, reference.amsgrad_raw),
-        (optwd.scale_by_amsgrad_raw_eps_hat, reference.amsgrad_raw_eps_hat),
-        (optwd.scale_by_radam_eps_hat, reference.radam_eps_hat),
-        (optwd.scale_by_nadam, reference.nadam_with_momentum_decay),
+        (optwd.compat.scale_by_adam_eps_hat, reference.adam_eps_hat),
+        (optwd.compat.scale_by_amsgrad_raw, reference.amsgrad_raw),
+        (optwd.compat.scale_by_amsgrad_raw_eps_hat, reference.amsgrad_raw_eps_hat),
+        (optwd.compat.scale_by_radam_eps_hat, reference.radam_eps_hat),
+        (optwd.compat.scale_by_nadam, reference.nadam_with_momentum_decay),
         (
-            lambda **h: optwd.scale_by_nadam(**h, momentum_decay=2.0),
+            lambda **h: optwd.compat.scale_by_nadam(**h, momentum_decay=2.0),
             lambda g, **h: reference.nadam_with_momentum_decay(g, **h, momentum_decay=2.0),
         ),
     ],
@@ -94,7 +94,7 @@ def test_directions_of_other_frameworks(transformation, equation, hyperparameter
 
 @pytest.mark.parametrize("dampening", [0.0, 0.3, 1.0])
 def test_trace_dampened(dampening):
-    got = directions(optwd.trace_dampened(0.9, dampening), GRADIENTS)
+    got = directions(optwd.compat.trace_dampened(0.9, dampening), GRADIENTS)
     expected = reference.trace_dampened(GRADIENTS, 0.9, dampening)
     np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
 
@@ -158,7 +158,7 @@ def lam(t):
     return LAMBDAS[t]
 
 
-PEAK = {"coupling": "schedule", "peak_learning_rate": 0.05}
+PEAK = {"scaled_by": "schedule", "peak_learning_rate": 0.05}
 CASES = {
     "adam": (optwd.adam(eta_schedule), reference.adam, zero, zero),
     "nadam": (optwd.nadam(eta_schedule), reference.nadam, zero, zero),
@@ -178,7 +178,7 @@ CASES = {
         lambda t: eta(t) / 0.05 * lam(t),
     ),
     "adamw, none": (
-        optwd.adamw(eta_schedule, weight_decay=lambda_schedule, coupling="none"),
+        optwd.adamw(eta_schedule, weight_decay=lambda_schedule, scaled_by="nothing"),
         reference.adam,
         zero,
         lam,
@@ -202,7 +202,7 @@ CASES = {
         lambda t: eta(t) / 0.05 * 0.2,
     ),
     "sgdw without momentum": (
-        optwd.sgdw(eta_schedule, weight_decay=0.2, coupling="none"),
+        optwd.sgdw(eta_schedule, weight_decay=0.2, scaled_by="nothing"),
         lambda gradients: gradients,
         zero,
         lambda t: 0.2,
@@ -211,7 +211,7 @@ CASES = {
         optwd.in_float32(
             optax.chain(
                 optwd.scale_by_adam(),
-                decay.linear(rates.scheduled(lambda_schedule, eta_schedule, 0.05)),
+                decay.linear(rates.by_schedule(lambda_schedule, eta_schedule, 0.05)),
                 optax.scale_by_learning_rate(eta_schedule),
             )
         ),
@@ -238,10 +238,10 @@ def test_optimizers(optimizer, direction, penalty, decay_rate):
 
 
 def test_scheduled_rates_take_numbers_too():
-    assert rates.scheduled(0.3, 0.1, 0.2)(7) == pytest.approx(0.15)
-    assert rates.scheduled(lambda t: 0.1 * t, 0.2, 0.2)(3) == pytest.approx(0.3)
-    constant = optwd.adamw(0.05, weight_decay=0.2, coupling="schedule")
-    expected = optwd.adamw(0.05, weight_decay=0.2, coupling="none")
+    assert rates.by_schedule(0.3, 0.1, 0.2)(7) == pytest.approx(0.15)
+    assert rates.by_schedule(lambda t: 0.1 * t, 0.2, 0.2)(3) == pytest.approx(0.3)
+    constant = optwd.adamw(0.05, weight_decay=0.2, scaled_by="schedule")
+    expected = optwd.adamw(0.05, weight_decay=0.2, scaled_by="nothing")
     np.testing.assert_allclose(path_of(constant), path_of(expected), rtol=1e-14)
 
 

@@ -39,10 +39,10 @@ def path_of(optimizer, gradients=GRADIENTS, start=START):
 def test_l2_is_weight_decay_under_sgd_alone():
     eta, lam = 0.1, 0.02
     l2 = path_of(optwd.sgd_l2(eta, l2=lam / eta))
-    decoupled = path_of(optwd.sgdw(eta, weight_decay=lam, coupling="none"))
+    decoupled = path_of(optwd.sgdw(eta, weight_decay=lam, scaled_by="nothing"))
     np.testing.assert_allclose(l2, decoupled, rtol=1e-13)
     l2 = path_of(optwd.sgd_l2(eta, 0.9, l2=lam / eta))
-    decoupled = path_of(optwd.sgdw(eta, 0.9, weight_decay=lam, coupling="none"))
+    decoupled = path_of(optwd.sgdw(eta, 0.9, weight_decay=lam, scaled_by="nothing"))
     assert np.abs(l2 - decoupled).max() > 0.1
 
 

@@ -687,13 +687,13 @@ def test_moment_dtypes_must_be_floating(factory, name):
 
 def test_coupling_errors():
     with pytest.raises(ValueError, match=r"coupling must be .* got 'lr'"):
-        optwd.adamw(1e-3, coupling="lr")
+        optwd.adamw(1e-3, scaled_by="lr")
     with pytest.raises(ValueError, match="needs peak_learning_rate"):
-        optwd.adamw(optax.constant_schedule(1e-3), coupling="schedule")
-    with pytest.raises(ValueError, match="only used by coupling='schedule'"):
+        optwd.adamw(optax.constant_schedule(1e-3), scaled_by="schedule")
+    with pytest.raises(ValueError, match="only used by scaled_by='schedule'"):
         optwd.adamw(1e-3, peak_learning_rate=1e-3)
     with pytest.raises(ValueError, match="peak_learning_rate must be > 0"):
-        optwd.adamw(0.0, coupling="schedule")
+        optwd.adamw(0.0, scaled_by="schedule")
 
 
 def test_rules_are_checked():

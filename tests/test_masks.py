@@ -21,7 +21,7 @@ from flax.core import FrozenDict, freeze, unfreeze
 from flax.training.train_state import TrainState
 
 import optwd
-from optwd import _tree, masks
+from optwd import _paths, masks
 from optwd.masks import MaskError, multipliers, ndim, path, regex
 
 PARAMS = {
@@ -34,7 +34,7 @@ PARAMS = {
 def chosen(mask, params=PARAMS):
     """The paths of the leaves that the mask decays."""
     factors = jax.tree.leaves(masks.resolve(mask, params))
-    paths = [leaf.path for leaf in _tree.leaves(params) if leaf.shape is not None]
+    paths = [leaf.path for leaf in _paths.leaves(params) if leaf.shape is not None]
     return [p for p, k in zip(paths, factors, strict=True) if k]
 
 
@@ -227,7 +227,7 @@ def test_linen_paths_with_and_without_boxes_and_frozen():
     variables = jax.eval_shape(Boxed().init, jax.random.key(0), jnp.ones((1, 3, 4)))
     boxed = variables["params"]
     for params in (boxed, nn.unbox(boxed), freeze(nn.unbox(boxed))):
-        assert _tree.paths(params) == ATTENTION
+        assert _paths.paths(params) == ATTENTION
     kernels = masks.resolve(path("**/kernel"), boxed)
     assert jax.tree.structure(kernels) == jax.tree.structure(boxed)
     assert chosen(path("**/value/kernel"), boxed) == ["attention/value/kernel"]
@@ -244,7 +244,7 @@ def test_nnx_paths_as_module_state_and_arrays():
     state = nnx.state(model, nnx.Param)
     arrays = nnx.as_pure(state) if hasattr(nnx, "as_pure") else nnx.pure(state)
     for params in (state, nnx.to_pure_dict(state), arrays, model):
-        assert _tree.paths(params) == [*expected, "value"]
+        assert _paths.paths(params) == [*expected, "value"]
 
 
 def test_haiku_paths_split_at_slashes():
@@ -265,15 +265,15 @@ def test_equinox_paths_are_attributes_and_digits():
         query: jax.Array
         value: jax.Array
 
-    assert _tree.paths(Attention(jnp.ones(2), jnp.ones(2))) == ["query", "value"]
+    assert _paths.paths(Attention(jnp.ones(2), jnp.ones(2))) == ["query", "value"]
 
 
 def test_tuple_keys_and_bare_arrays_have_paths():
-    assert _tree.paths({"scales": {("kernel",): 1.0, ("a", "b"): 1.0}}) == [
+    assert _paths.paths({"scales": {("kernel",): 1.0, ("a", "b"): 1.0}}) == [
         "scales/a/b",
         "scales/kernel",
     ]
-    assert _tree.paths([1.0, (2.0, None)]) == ["0", "1/0", "1/1"]
+    assert _paths.paths([1.0, (2.0, None)]) == ["0", "1/0", "1/1"]
     assert masks.resolve(path("**"), jnp.ones(2)) == 1.0
 
 

@@ -17,7 +17,7 @@ import optax
 import pytest
 
 import optwd
-from optwd import _rounding, _tree
+from optwd import _rounding
 
 NARROW = [jnp.bfloat16, jnp.float16]
 narrow = pytest.mark.parametrize("dtype", NARROW, ids=lambda d: d.__name__)
@@ -30,7 +30,7 @@ def last(transformation, optimizer=None):
 
 
 def compensated(**arguments):
-    return last(optwd.compensate_rounding(), **arguments)
+    return last(optwd.compensate_rounding(optax.identity()), **arguments)
 
 
 def stepper(transformation):
@@ -79,7 +79,9 @@ def test_decay_of_bfloat16_over_10_000_steps():
         assert (decayed(plain(RATE, weight_decay=DECAY), start, 10_000) == start).all()
     ratio = np.float64(decayed(compensated(), start, 10_000)) / np.float64(start)
     np.testing.assert_allclose(ratio, exact, rtol=0.01)  # every single one
-    by_chance = decayed(last(optwd.round_stochastically(0)), start, 10_000)
+    by_chance = decayed(
+        last(optwd.round_stochastically(optax.identity(), 0)), start, 10_000
+    )
     ratio = np.float64(by_chance) / np.float64(start)
     assert ratio.mean() == pytest.approx(exact, rel=0.01)
 
@@ -106,7 +108,7 @@ def test_weight_and_residual_are_the_exact_sum(dtype, gradients):
     start = jnp.asarray(rng.normal(size=256) * 10.0 ** rng.uniform(-7, 0, 256), dtype)
     u = rng.normal(size=(steps, 256)) * 10.0 ** rng.uniform(-7, -0.5, (steps, 256))
     u = jnp.asarray(u, gradients or dtype)
-    path, state = follow(optwd.compensate_rounding(), start, u)
+    path, state = follow(optwd.compensate_rounding(optax.identity()), start, u)
     exact = np.float64(start) + np.cumsum(np.float64(u), axis=0)
     largest = np.maximum(np.abs(np.float64(start)), np.abs(exact).max(0))
     # half a spacing of the sum; where a step is not exact, three more of up to `largest`
@@ -120,7 +122,7 @@ def test_weight_and_residual_are_the_exact_sum(dtype, gradients):
 @pytest.mark.parametrize("gradients", [None, jnp.float32])
 def test_unrolled_steps_equal_single_steps(dtype, gradients):
     """XLA keeps sums of bfloat16 in float32 within one program; nothing may hang on it."""
-    exact, start = optwd.compensate_rounding(), normal(512, dtype)
+    exact, start = optwd.compensate_rounding(optax.identity()), normal(512, dtype)
     u = (normal((8, 512), seed=1) * 0.001).astype(gradients or dtype)
     path, state = follow(exact, start, u)
     at_once, last_state = jax.jit(lambda p, u: follow(exact, p, u, jit=False))(start, u)
@@ -141,7 +143,11 @@ def test_rounding_is_in_the_compiled_program(dtype):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64, jnp.float64])
 @pytest.mark.parametrize(
-    "make", [optwd.compensate_rounding, lambda: optwd.round_stochastically(0)]
+    "make",
+    [
+        lambda: optwd.compensate_rounding(optax.identity()),
+        lambda: optwd.round_stochastically(optax.identity(), 0),
+    ],
 )
 def test_wide_leaves_cost_nothing(make, dtype, x64):
     p = jnp.ones((8, 16), dtype)
@@ -165,21 +171,25 @@ def test_wide_leaves_when_asked_for(dtype, x64):
         return np.asarray((p - start) / (4000 * u))
 
     np.testing.assert_array_equal(end(optax.identity()), 0)
-    np.testing.assert_allclose(end(optwd.compensate_rounding(wide=True)), 1, rtol=0.01)
+    np.testing.assert_allclose(
+        end(optwd.compensate_rounding(optax.identity(), wide=True)), 1, rtol=0.01
+    )
 
     # and a small weight is not lost in a step that swamps it
     start, there = start * 2.0**-60, jnp.full(8, unit, dtype)
-    _, state = follow(optwd.compensate_rounding(wide=True), start, [there])
+    _, state = follow(
+        optwd.compensate_rounding(optax.identity(), wide=True), start, [there]
+    )
     np.testing.assert_array_equal(state.residual, start)
 
 
 @narrow
 def test_memory(dtype):
     params = {"w": jnp.ones((64, 64), dtype), "n": jnp.arange(4096)}
-    residual = optwd.compensate_rounding().init(params).residual
+    residual = optwd.compensate_rounding(optax.identity()).init(params).residual
     assert (residual["w"].shape, residual["w"].dtype) == ((64, 64), dtype)
     assert residual["n"].size == 1
-    key = optwd.round_stochastically(0).init(params)
+    key = optwd.round_stochastically(optax.identity(), 0).init(params)
     assert sum(x.nbytes for x in jax.tree.leaves(key)) == 12
 
 
@@ -187,7 +197,7 @@ def test_memory(dtype):
 @pytest.mark.parametrize("name", ["compensate_rounding", "round_stochastically"])
 def test_overflow_and_values_that_are_no_numbers(dtype, name):
     make = {"round_stochastically": {"seed": 0}}.get(name, {})
-    transformation = getattr(optwd, name)(**make)
+    transformation = getattr(optwd, name)(optax.identity(), **make)
     top = float(jnp.finfo(dtype).max)
     canonical_on_gpus = np.uint32(0x7FFFFFFF).view(np.float32)
     p = jnp.asarray([top, 1, 1, 1, 1], dtype)
@@ -205,7 +215,7 @@ def test_leaves_of_every_dtype_in_one_tree(x64):
     params = {d.__name__: normal(32, d) for d in dtypes}
     gradients = [{d.__name__: normal(32, d, seed) for d in dtypes} for seed in range(1, 4)]
     for wide in (False, True):
-        optimizer = last(optwd.compensate_rounding(wide=wide))
+        optimizer = last(optwd.compensate_rounding(optax.identity(), wide=wide))
         together = follow(optimizer, params, gradients)[0][-1]
         for name, p in params.items():
             alone = follow(optimizer, p, [g[name] for g in gradients])[0][-1]
@@ -246,7 +256,7 @@ def test_rounded_is_the_cast_of_numpy(dtype):
     ).astype(np.float32)
     with np.errstate(over="ignore"):
         expected = x.astype(dtype).astype(np.float32)
-    got = np.asarray(jax.jit(lambda x: _tree.rounded(x, dtype))(x))
+    got = np.asarray(jax.jit(lambda x: _rounding.nearest(x, dtype))(x))
     np.testing.assert_array_equal(got, expected)
     np.testing.assert_array_equal(np.signbit(got), np.signbit(expected))
 
@@ -343,7 +353,10 @@ def test_chances_of_steps_are_multiples_of_the_golden_ratio():
 
 def test_a_seed_is_the_same_run_in_every_release():
     """Which of 16 weights of 1 in two leaves a step of −2e-3 moves, in three steps."""
-    rounding, theta = optwd.round_stochastically(0), [jnp.ones(8, jnp.bfloat16)] * 2
+    rounding, theta = (
+        optwd.round_stochastically(optax.identity(), 0),
+        [jnp.ones(8, jnp.bfloat16)] * 2,
+    )
     state, moved = rounding.init(theta), []
     for _ in range(3):
         u, state = rounding.update([jnp.full(8, -2e-3)] * 2, state, theta)
@@ -352,7 +365,7 @@ def test_a_seed_is_the_same_run_in_every_release():
 
 
 def chance_run(seed, dtype=jnp.bfloat16, jit=True):
-    optimizer = last(optwd.round_stochastically(seed))
+    optimizer = last(optwd.round_stochastically(optax.identity(), seed))
     params = {"a": jnp.ones((8, 32), dtype), "b": jnp.ones((8, 32), dtype)}
     gradients = [jax.tree.map(jnp.zeros_like, params)] * 20
     return follow(optimizer, params, gradients, jit=jit)[0][-1]
@@ -378,14 +391,14 @@ def test_scan_and_vmap_equal_a_loop():
     starts = normal((3, 64), jnp.bfloat16)
 
     def scanned(seed, start, gradients):
-        optimizer = last(optwd.round_stochastically(seed))
+        optimizer = last(optwd.round_stochastically(optax.identity(), seed))
         body = lambda c, g: (stepper(optimizer)(*c, g), None)  # noqa: E731
         return jax.lax.scan(body, (start, optimizer.init(start)), gradients)[0][0]
 
     seeds = jnp.arange(3)
     batched = jax.vmap(scanned, (0, 0, 1))(seeds, starts, gradients)
     for i in range(3):
-        optimizer = last(optwd.round_stochastically(i))
+        optimizer = last(optwd.round_stochastically(optax.identity(), i))
         path, _ = follow(optimizer, starts[i], gradients[:, i])
         np.testing.assert_array_equal(batched[i], path[-1])
 
@@ -395,4 +408,4 @@ def test_the_seed_is_an_integer(seed):
     with pytest.raises(
         (TypeError, ValueError), match=r"seed must be (an|one) integer, got"
     ):
-        optwd.round_stochastically(seed)
+        optwd.round_stochastically(optax.identity(), seed)

@@ -23,8 +23,8 @@ ETA = optax.warmup_cosine_decay_schedule(0.0, 0.2, 10, 100)  # 0 at the first st
 LAMBDA = optax.linear_schedule(0.3, 0.1, 100)
 
 SCHEDULES = {
-    "scheduled": (rates.scheduled(LAMBDA, ETA, 0.2), lambda t, e, lam: lam * e / 0.2),
-    "coupled": (rates.coupled(LAMBDA, ETA), lambda t, e, lam: lam * e),
+    "scheduled": (rates.by_schedule(LAMBDA, ETA, 0.2), lambda t, e, lam: lam * e / 0.2),
+    "coupled": (rates.by_learning_rate(LAMBDA, ETA), lambda t, e, lam: lam * e),
     "inverse_time": (rates.inverse_time(2.0, 5), lambda t, e, lam: 2 / (5 + t + 1)),
 }
 
@@ -44,9 +44,9 @@ def test_schedules(schedule, equation):
 
 
 def test_rates_of_numbers_are_numbers():
-    assert rates.coupled(0.1, 0.02)(7) == pytest.approx(0.002)
-    assert rates.coupled(lambda t: 0.1 * t, 0.5)(3) == pytest.approx(0.15)
-    assert rates.scheduled(0.1, 0.02, 0.04)(7) == pytest.approx(0.05)
+    assert rates.by_learning_rate(0.1, 0.02)(7) == pytest.approx(0.002)
+    assert rates.by_learning_rate(lambda t: 0.1 * t, 0.5)(3) == pytest.approx(0.15)
+    assert rates.by_schedule(0.1, 0.02, 0.04)(7) == pytest.approx(0.05)
 
 
 def test_inverse_time_begins_with_omega():
@@ -61,8 +61,8 @@ def test_strict_promotion(x64):
 
     with jax.numpy_dtype_promotion("strict"):
         for schedule, want in (
-            (rates.scheduled(0.1, eta, 0.04), 0.05),
-            (rates.coupled(0.1, eta), 0.002),
+            (rates.by_schedule(0.1, eta, 0.04), 0.05),
+            (rates.by_learning_rate(0.1, eta), 0.002),
             (rates.inverse_time(2.0, 4.0), 0.2),
         ):
             assert float(jax.jit(schedule)(jnp.int32(5))) == pytest.approx(want)
@@ -70,7 +70,7 @@ def test_strict_promotion(x64):
 
 def test_one_rate_in_two_places():
     """Behind the learning rate: AdamW of the paper. Before it: AdamC."""
-    rate, u = rates.scheduled(0.5, ETA, 0.2), jnp.ones((100, 1))
+    rate, u = rates.by_schedule(0.5, ETA, 0.2), jnp.ones((100, 1))
     flipped = optax.scale_by_learning_rate(ETA, flip_sign=False)
     paper = path_of(optax.chain(flipped, decay.linear(rate)), jnp.ones(1), 0 * u)
     adamc = path_of(optax.chain(decay.linear(rate), flipped), jnp.ones(1), 0 * u)
@@ -80,7 +80,7 @@ def test_one_rate_in_two_places():
 
 
 def test_proximal_follows_the_learning_rate():
-    proximal = decay.proximal(rates.coupled(0.5, ETA))
+    proximal = decay.proximal(rates.by_learning_rate(0.5, ETA))
     got = path_of(proximal, jnp.ones(1), jnp.zeros((100, 1)))
     eta = np.array([float(ETA(t)) for t in range(100)])
     np.testing.assert_allclose(got[:, 0], np.cumprod(1 / (1 + 0.5 * eta)), rtol=1e-5)
@@ -135,11 +135,14 @@ def test_normalized():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: rates.coupled(-0.1, ETA), r"weight_decay must be in \[0, inf\), got -0.1"),
-        (lambda: rates.coupled(0.1, math.nan), "learning_rate must be .* got nan"),
+        (
+            lambda: rates.by_learning_rate(-0.1, ETA),
+            r"weight_decay must be in \[0, inf\), got -0.1",
+        ),
+        (lambda: rates.by_learning_rate(0.1, math.nan), "learning_rate must be .* got nan"),
         (lambda: rates.inverse_time(-1), "omega must be .* got -1"),
         (lambda: rates.inverse_time(1, offset=-2), "offset must be .* got -2"),
-        (lambda: rates.scheduled(0.1, ETA, 0.0), "peak_learning_rate must be > 0, got 0"),
+        (lambda: rates.by_schedule(0.1, ETA, 0.0), "peak_learning_rate must be > 0, got 0"),
         (lambda: rates.normalized(-1, 1, 1, 1), "norm must be .* got -1"),
         (lambda: rates.normalized(1, 1, 1, 0), "epochs must be > 0, got 0"),
         (lambda: rates.normalized(1, 0, 1, 1), "batch_size must be > 0, got 0"),

@@ -52,8 +52,8 @@ def everything(rounding):
     ("dtype", "optimizer"),
     [
         (jnp.float32, optwd.adamw(0.01, weight_decay=0.1)),
-        (jnp.bfloat16, everything(optwd.compensate_rounding())),
-        (jnp.bfloat16, everything(optwd.round_stochastically(0))),
+        (jnp.bfloat16, everything(optwd.compensate_rounding(optax.identity()))),
+        (jnp.bfloat16, everything(optwd.round_stochastically(optax.identity(), 0))),
     ],
     ids=["adamw", "compensated", "by chance"],
 )
@@ -122,6 +122,6 @@ def test_two_classes_of_one_name_raise():
         x: int
 
     Theirs.__module__, Theirs.__qualname__ = "optwd.decay", "DecayState"
-    optwd.register_for_export(optwd.decay.DecayState(0))
+    optwd.register_for_export(optwd.DecayState(0))
     with pytest.raises(ValueError, match=r"optwd\.DecayState"):
         optwd.register_for_export(Theirs(1))

@@ -20,7 +20,7 @@ import pytest
 from flax import nnx
 
 import optwd
-from optwd import _tree, masks
+from optwd import _paths, masks
 from optwd.masks import MaskError, path, standard
 
 KEY = jax.random.key(0)
@@ -353,7 +353,7 @@ def test_models(model, stacked):
     params = build[stacked](*arguments)
     assert decisions(params) == (decayed.split(), others.split(), [])
     if stacked:  # or the stack would not be one
-        assert not any(leaf.shape == () for leaf in _tree.leaves(params))
+        assert not any(leaf.shape == () for leaf in _paths.leaves(params))
     if "dict" in type(params).__name__:  # what jax.tree.map makes of it is the same
         assert decisions(jax.tree.map(lambda x: x, params)) == decisions(params)
 

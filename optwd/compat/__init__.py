@@ -13,7 +13,17 @@ from optwd.compat import paper as paper
 from optwd.compat import tf_addons as tf_addons
 from optwd.compat import timm as timm
 from optwd.compat import torch as torch
-from optwd.compat.conventions import CONVENTIONS as CONVENTIONS
-from optwd.compat.conventions import Convention as Convention
-from optwd.compat.conventions import convert_weight_decay as convert_weight_decay
-from optwd.compat.conventions import table as table
+from optwd.compat._conventions import CONVENTIONS as CONVENTIONS
+from optwd.compat._conventions import Convention as Convention
+from optwd.compat._conventions import convert_weight_decay as convert_weight_decay
+from optwd.compat._conventions import table as table
+from optwd.compat._moments import DampenedTraceState as DampenedTraceState
+from optwd.compat._moments import NadamState as NadamState
+from optwd.compat._moments import scale_by_adam_eps_hat as scale_by_adam_eps_hat
+from optwd.compat._moments import scale_by_amsgrad_raw as scale_by_amsgrad_raw
+from optwd.compat._moments import (
+    scale_by_amsgrad_raw_eps_hat as scale_by_amsgrad_raw_eps_hat,
+)
+from optwd.compat._moments import scale_by_nadam as scale_by_nadam
+from optwd.compat._moments import scale_by_radam_eps_hat as scale_by_radam_eps_hat
+from optwd.compat._moments import trace_dampened as trace_dampened

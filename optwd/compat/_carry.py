@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from optwd import _tree
+from optwd import _dtypes, _paths
 
 
 class Kept(NamedTuple):
@@ -72,7 +72,7 @@ def _field(name: str, old: Any, kept: Kept, placed: set[str], where: str) -> Any
 
 def like(name: str, old: Any, given: Mapping[str, Any], who: str) -> Any:
     """The tree `old` with the arrays that were given by path."""
-    wanted = _tree.by_path(old)
+    wanted = _paths.by_path(old)
     for here, there, text in (
         (wanted, given, f"no {name} in the {who}"),
         (given, wanted, f"a {name} in the {who}, but no such parameter"),
@@ -84,7 +84,7 @@ def like(name: str, old: Any, given: Mapping[str, Any], who: str) -> Any:
                 "parameters must be those of the run that is carried over."
             )
     leaves = [array(f"{path}: {name}", given[path], x, who) for path, x in wanted.items()]
-    return _tree.unflatten(leaves, old)
+    return _paths.unflatten(leaves, old)
 
 
 def array(name: str, value: Any, like: Any, who: str) -> Any:
@@ -95,8 +95,8 @@ def array(name: str, value: Any, like: Any, who: str) -> Any:
             f"{name} has shape {value.shape} in the {who} and {jnp.shape(like)} here; "
             "they must be equal, after the transposition of kernels."
         )
-    dtype = _tree.dtype_of(like)
-    if not _tree.holds(dtype, value.dtype):
+    dtype = _dtypes.dtype_of(like)
+    if not _dtypes.holds(dtype, value.dtype):
         raise TypeError(
             f"{name} has dtype {value.dtype} in the {who} and {dtype} here, which does not "
             "hold it. Enable jax_enable_x64 for a float64 run, or convert it yourself."

@@ -4,12 +4,14 @@ from typing import Any
 
 import optax
 
-from optwd import _tree, decay
-from optwd._tree import ScalarOrSchedule
-from optwd.l2 import add_l2
+from optwd import decay
+from optwd._check import ScalarOrSchedule
+from optwd._l2 import add_l2
+from optwd._learning_rate import scale_by_learning_rate
+from optwd._moments import trace
+from optwd._precision import in_float32
+from optwd.compat._moments import trace_dampened
 from optwd.masks import MaskLike
-from optwd.moments import trace, trace_dampened
-from optwd.precision import in_float32
 
 Optimizer = optax.GradientTransformationExtraArgs
 Part = optax.GradientTransformation
@@ -17,8 +19,8 @@ NOTHING = optax.identity()
 
 
 def learning_rate(name: str, value: ScalarOrSchedule, *, flip_sign: bool = True) -> Part:
-    """`optax.scale_by_learning_rate`, of a checked number or schedule of that name."""
-    return optax.scale_by_learning_rate(_tree.rate(name, value), flip_sign=flip_sign)
+    """The learning rate, under the name that the framework has for it."""
+    return scale_by_learning_rate(value, flip_sign=flip_sign, name=name)
 
 
 def coupled(

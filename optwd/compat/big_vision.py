@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import optax
 from jax.typing import ArrayLike
 
-from optwd import _tree, decay, masks
-from optwd._tree import ScalarOrSchedule
+from optwd import _check, decay, masks
+from optwd._check import ScalarOrSchedule
+from optwd._moments import scale_by_adam
+from optwd._precision import in_float32
 from optwd.compat import _parts
 from optwd.compat._parts import Optimizer
 from optwd.masks import Mask
-from optwd.moments import scale_by_adam
-from optwd.precision import in_float32
 
 
 def make(
@@ -53,12 +53,12 @@ def make(
 
     Source: google-research/big_vision, ``big_vision/optax.py``.
     """
-    wd = _tree.number("wd", wd)
+    wd = _check.number("wd", wd)
     return in_float32(
         optax.chain(
             _parts.NOTHING
             if grad_clip_norm is None
-            else optax.clip_by_global_norm(_tree.number("grad_clip_norm", grad_clip_norm)),
+            else optax.clip_by_global_norm(_check.number("grad_clip_norm", grad_clip_norm)),
             scale_by_adam() if direction is None else direction,
             _parts.learning_rate("lr", lr, flip_sign=False),
             *(decay.linear(wd * k, mask) for mask, k in _first_match(wd_mults)),

@@ -3,11 +3,12 @@
 from jax.typing import ArrayLike
 
 from optwd import rates
-from optwd._tree import ScalarOrSchedule
+from optwd._check import ScalarOrSchedule
+from optwd._moments import scale_by_adam
 from optwd.compat import _parts
+from optwd.compat._moments import scale_by_amsgrad_raw
 from optwd.compat._parts import Optimizer
 from optwd.masks import MaskLike
-from optwd.moments import scale_by_adam, scale_by_amsgrad_raw
 
 
 def decoupled_adamw(
@@ -30,7 +31,7 @@ def decoupled_adamw(
       lr: ηₜ ≥ 0: a number, or a schedule of the step (0 at the first).
       betas: See `optwd.scale_by_adam`, as ``eps``.
       weight_decay: λ ≥ 0, the share of the weights that a step takes at ``initial_lr``.
-      amsgrad: the largest raw second moment in v̂: `optwd.scale_by_amsgrad_raw`.
+      amsgrad: the largest raw second moment in v̂: `optwd.compat.scale_by_amsgrad_raw`.
       initial_lr: η_init > 0: what Composer's ``lr`` was at construction, before its
         scheduler changed it. Needed where ``lr`` is a schedule.
       mask: who decays; see `optwd.decay.linear`.
@@ -74,7 +75,7 @@ def decoupled_sgdw(
 
     Args:
       momentum: See `optwd.trace`, as ``nesterov``; with 0 there is no such state.
-      dampening: See `optwd.trace_dampened`; with ``nesterov`` it must be 0.
+      dampening: See `optwd.compat.trace_dampened`; with ``nesterov`` it must be 0.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = decoupled_sgdw(0.1, 0.9, weight_decay=0.5), jnp.array([1.0])
@@ -93,4 +94,4 @@ def decoupled_sgdw(
 
 
 def _scheduled(weight_decay: ScalarOrSchedule, lr: ScalarOrSchedule, initial_lr):
-    return rates.scheduled(weight_decay, lr, _parts.peak("initial_lr", initial_lr, lr))
+    return rates.by_schedule(weight_decay, lr, _parts.peak("initial_lr", initial_lr, lr))

@@ -2,11 +2,11 @@
 
 from jax.typing import ArrayLike
 
-from optwd._tree import ScalarOrSchedule
+from optwd._check import ScalarOrSchedule
+from optwd._moments import scale_by_adam
 from optwd.compat import _parts
 from optwd.compat._parts import Optimizer
 from optwd.masks import MaskLike
-from optwd.moments import scale_by_adam
 
 
 def adam(

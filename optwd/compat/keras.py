@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from jax.typing import ArrayLike
 
 from optwd import masks, rates
-from optwd._tree import ScalarOrSchedule
+from optwd._check import ScalarOrSchedule
 from optwd.compat import _parts
+from optwd.compat._moments import scale_by_adam_eps_hat, scale_by_amsgrad_raw_eps_hat
 from optwd.compat._parts import Optimizer
 from optwd.masks import Mask, MaskLike
-from optwd.moments import scale_by_adam_eps_hat, scale_by_amsgrad_raw_eps_hat
 
 
 def adam(
@@ -34,8 +34,8 @@ def adam(
 
     Args:
       learning_rate: ηₜ ≥ 0: a number, or a schedule of the step (0 at the first).
-      beta_1: See `optwd.scale_by_adam_eps_hat`, as ``beta_2`` and ``epsilon``.
-      amsgrad: the largest v so far: `optwd.scale_by_amsgrad_raw_eps_hat`.
+      beta_1: See `optwd.compat.scale_by_adam_eps_hat`, as ``beta_2`` and ``epsilon``.
+      amsgrad: the largest v so far: `optwd.compat.scale_by_amsgrad_raw_eps_hat`.
       weight_decay: λ ≥ 0: a number, a schedule of the step, or None for 0.
       mask: who decays; see `optwd.decay.linear` and `exclude_from_weight_decay`.
 
@@ -118,7 +118,7 @@ def sgd(
     return _parts.independent(
         _parts.learning_rate("learning_rate", learning_rate, flip_sign=False),
         _parts.momentum(momentum, nesterov),
-        weight_decay=rates.coupled(
+        weight_decay=rates.by_learning_rate(
             0.0 if weight_decay is None else weight_decay, learning_rate
         ),
         mask=mask,

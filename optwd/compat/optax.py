@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from optwd import _tree
+from optwd import _paths
 from optwd.compat import _carry
 
 _TREES = ("mu", "nu", "nu_max", "trace")
@@ -62,7 +62,7 @@ def state_from(
         counts.add(step)
     if len(counts) > 1:
         raise ValueError(f"the counts of the Optax state differ: {sorted(counts)}.")
-    trees = {name: _tree.by_path(moments[name]) for name in _TREES if name in moments}
+    trees = {name: _paths.by_path(moments[name]) for name in _TREES if name in moments}
     kept = _carry.Kept("Optax state", counts.pop() if counts else None, trees, {})
     return _carry.fill(optimizer.init(params), kept)
 

@@ -7,11 +7,11 @@ A schedule multiplier ηₜ, in its units (1 at the peak), scales the step and t
 from jax.typing import ArrayLike
 
 from optwd import rates
-from optwd._tree import ScalarOrSchedule
+from optwd._check import ScalarOrSchedule
+from optwd._moments import scale_by_adam, trace
 from optwd.compat import _parts
 from optwd.compat._parts import Optimizer
 from optwd.masks import MaskLike
-from optwd.moments import scale_by_adam, trace
 
 
 def adamw(
@@ -89,6 +89,6 @@ def sgdw(
         _parts.learning_rate("schedule_multiplier", schedule_multiplier, flip_sign=False),
         _parts.learning_rate("alpha", alpha, flip_sign=False),
         trace(beta1),
-        weight_decay=rates.coupled(weight_decay, schedule_multiplier),
+        weight_decay=rates.by_learning_rate(weight_decay, schedule_multiplier),
         mask=mask,
     )

@@ -11,13 +11,13 @@ import optax
 from jax.typing import ArrayLike
 
 from optwd import decay, masks
-from optwd._tree import ScalarOrSchedule
+from optwd._check import ScalarOrSchedule
+from optwd._optimizers import with_weight_decay
+from optwd._precision import in_float32
 from optwd.compat import _parts
+from optwd.compat._moments import scale_by_adam_eps_hat, scale_by_amsgrad_raw_eps_hat
 from optwd.compat._parts import Optimizer
 from optwd.masks import MaskLike
-from optwd.moments import scale_by_adam_eps_hat, scale_by_amsgrad_raw_eps_hat
-from optwd.optimizers import with_weight_decay
-from optwd.precision import in_float32
 
 
 def adamw(
@@ -39,8 +39,8 @@ def adamw(
     Args:
       weight_decay: λ ≥ 0: a number, or a schedule of the step (0 at the first).
       learning_rate: ηₜ ≥ 0: a number, or a schedule of the step.
-      beta_1: See `optwd.scale_by_adam_eps_hat`, as ``beta_2`` and ``epsilon``.
-      amsgrad: the largest v so far: `optwd.scale_by_amsgrad_raw_eps_hat`.
+      beta_1: See `optwd.compat.scale_by_adam_eps_hat`, as ``beta_2`` and ``epsilon``.
+      amsgrad: the largest v so far: `optwd.compat.scale_by_amsgrad_raw_eps_hat`.
       decay_var_list: See `extend_with_decoupled_weight_decay`.
 
     Returns:
@@ -144,7 +144,7 @@ def decay_after_update(
 
     The recipe of TensorFlow 1: a second, plain gradient descent of rate 1 on ``½λ‖θ‖²``,
     run behind the first. It differs from decay of the old weights by ``λΔ`` a step. The
-    CUDA kernels of bitsandbytes decay like this with ``rates.coupled(λ, η)``.
+    CUDA kernels of bitsandbytes decay like this with ``rates.by_learning_rate(λ, η)``.
 
     Place in the chain, arguments, result and errors: see
     `extend_with_decoupled_weight_decay`.

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optwd import _tree, rates
-from optwd._tree import ScalarOrSchedule
+from optwd import _leafwise, _measure, rates
+from optwd._check import ScalarOrSchedule
+from optwd._moments import scale_by_adam
 from optwd.compat import _parts
+from optwd.compat._moments import scale_by_amsgrad_raw
 from optwd.compat._parts import Optimizer
 from optwd.masks import MaskLike
-from optwd.moments import scale_by_adam, scale_by_amsgrad_raw
 
 
 def adamw(
@@ -41,7 +42,7 @@ def adamw(
       lr: ηₜ ≥ 0: a number, or a schedule of the step (0 at the first).
       betas: See `optwd.scale_by_adam`, as ``eps``.
       weight_decay: λ ≥ 0: a number, or a schedule of the step.
-      amsgrad: the largest raw second moment in v̂: `optwd.scale_by_amsgrad_raw`.
+      amsgrad: the largest raw second moment in v̂: `optwd.compat.scale_by_amsgrad_raw`.
       caution: as above. For decay that is cautious itself see `optwd.decay.cautious`.
       corrected_weight_decay: as above; AdamC.
       maximize: ascend; the decay still shrinks.
@@ -70,7 +71,7 @@ def adamw(
     direction = (scale_by_amsgrad_raw if amsgrad else scale_by_adam)(*betas, eps)
     if corrected_weight_decay:
         peak = _parts.peak("max_lr", max_lr, lr)
-        weight_decay = rates.scheduled(weight_decay, lr, peak)
+        weight_decay = rates.by_schedule(weight_decay, lr, peak)
     return _parts.decoupled(
         _cautious(direction) if caution else direction,
         _parts.learning_rate("lr", lr),
@@ -85,16 +86,17 @@ def _cautious(direction: optax.GradientTransformationExtraArgs) -> Optimizer:
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         u, state = direction.update(updates, state, params, **extra)
-        u, _ = _tree.map_leaves(
-            lambda u, g: _tree.Call(_where_agreeing, (u, g), ()),
-            u,
-            state={"gradients": updates},
-        )
+        gradients = {"gradients": updates}
+        u, _ = _leafwise.run(_AGREEING, u, gradients, (), fields={})
         return u, state
 
     return optax.GradientTransformationExtraArgs(direction.init, update)
 
 
-def _where_agreeing(u, g):
+def _agreeing(u, g, s):
+    _measure.refuse_shards("compat.timm.adamw with caution=True", u)
     agrees = (u * g > 0).astype(u.dtype)
     return u * (agrees / jnp.maximum(jnp.mean(agrees), 1e-3))
+
+
+_AGREEING = _leafwise.Equation(_agreeing)

@@ -12,16 +12,16 @@ from typing import Any
 from jax.typing import ArrayLike
 
 from optwd import masks
-from optwd._tree import ScalarOrSchedule
+from optwd._check import ScalarOrSchedule
+from optwd._moments import scale_by_adam
 from optwd.compat import _carry, _parts
-from optwd.compat._parts import Optimizer
-from optwd.masks import MaskLike
-from optwd.moments import (
-    scale_by_adam,
+from optwd.compat._moments import (
     scale_by_amsgrad_raw,
     scale_by_nadam,
     scale_by_radam_eps_hat,
 )
+from optwd.compat._parts import Optimizer
+from optwd.masks import MaskLike
 
 Betas = tuple[ArrayLike, ArrayLike]
 Names = Mapping[str, str | tuple[str, Sequence[int]]]
@@ -49,7 +49,7 @@ def adam(
       lr: ηₜ ≥ 0: a number, or a schedule of the step (0 at the first).
       betas: See `optwd.scale_by_adam`, as ``eps``.
       weight_decay: λ ≥ 0: a number, or a schedule of the step.
-      amsgrad: the largest raw second moment in v̂: `optwd.scale_by_amsgrad_raw`.
+      amsgrad: the largest raw second moment in v̂: `optwd.compat.scale_by_amsgrad_raw`.
       maximize: ascend. The gradient is negated first, so the decay still shrinks.
       decoupled_weight_decay: as in `adamw`.
       mask: who decays; see `optwd.decay.linear`.
@@ -132,7 +132,7 @@ def sgd(
 
     Args:
       momentum: See `optwd.trace`, as ``nesterov``; with 0 there is no such state.
-      dampening: See `optwd.trace_dampened`; with ``nesterov`` it must be 0.
+      dampening: See `optwd.compat.trace_dampened`; with ``nesterov`` it must be 0.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = sgd(0.1, 0.9, weight_decay=0.5), jnp.array([1.0])
@@ -165,12 +165,12 @@ def nadam(
 ) -> Optimizer:
     """``torch.optim.NAdam``: Nesterov momentum that grows along a schedule.
 
-        the equations of `adam` with m̂ of `optwd.scale_by_nadam`
+        the equations of `adam` with m̂ of `optwd.compat.scale_by_nadam`
 
     Place in the chain, other arguments, result and errors: see `adam`.
 
     Args:
-      momentum_decay: See `optwd.scale_by_nadam`.
+      momentum_decay: See `optwd.compat.scale_by_nadam`.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = nadam(0.1, momentum_decay=0.0), jnp.array([1.0])
@@ -202,7 +202,7 @@ def radam(
 ) -> Optimizer:
     """``torch.optim.RAdam``: not divided by the second moment until that can be trusted.
 
-        the equations of `adam` with û of `optwd.scale_by_radam_eps_hat`
+        the equations of `adam` with û of `optwd.compat.scale_by_radam_eps_hat`
 
     Place in the chain, arguments, result and errors: see `adam`.
 

@@ -21,7 +21,7 @@ import optax
 from step import show
 
 import optwd
-from optwd import moments
+from optwd import _moments
 
 sys.path.append(str(Path(__file__).parents[2]))
 from tests import reference
@@ -95,7 +95,7 @@ def bias_correction() -> dict:
     t, worst = np.unique(np.geomspace(1, 2**31 - 1, 2000).astype(np.int32)), {}
     forms: dict[str, Callable] = {
         "Optax": lambda b, t: 1 / optax.tree.bias_correction(jnp.float32(1), b, t),
-        "optwd": moments.bias_correction,
+        "optwd": _moments.bias_correction,
     }
     for name, form in forms.items():
         for b in (0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999):
@@ -187,9 +187,9 @@ ROWS: list[tuple[str, float, Callable[[], dict]]] = [
     ("decay alone, float32, relative", 2e-6, lambda: decay(jnp.float32, 16)),
     ("decay alone, bfloat16: as it is", math.inf, lambda: decay(jnp.bfloat16, 16)),
     ("… compensate_rounding", 0.01,
-     lambda: decay(jnp.bfloat16, 16, optwd.compensate_rounding())),
+     lambda: decay(jnp.bfloat16, 16, optwd.compensate_rounding(optax.identity()))),
     ("… round_stochastically, mean of 4096", 0.01,
-     lambda: decay(jnp.bfloat16, 4096, optwd.round_stochastically(0))),
+     lambda: decay(jnp.bfloat16, 4096, optwd.round_stochastically(optax.identity(), 0))),
 ]  # fmt: skip
 
 

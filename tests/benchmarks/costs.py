@@ -91,8 +91,8 @@ NARROW = {"mu_dtype": jnp.bfloat16, "nu_dtype": jnp.bfloat16}
 BFLOAT16 = {
     "adam": ADAM,
     "adam, bfloat16 moments": optwd.adam(RATE, **NARROW),
-    "compensate_rounding": chained(ADAM, optwd.compensate_rounding()),
-    "round_stochastically": chained(ADAM, optwd.round_stochastically(0)),
+    "compensate_rounding": chained(ADAM, optwd.compensate_rounding(optax.identity())),
+    "round_stochastically": chained(ADAM, optwd.round_stochastically(optax.identity(), 0)),
     "monitor_rounding": chained(ADAM, optwd.monitor_rounding()),
     "optax.adam": optax.adam(RATE, mu_dtype=jnp.float32),
 }

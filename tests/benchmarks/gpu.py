@@ -81,7 +81,7 @@ def exact_updates(entry: registry.Entry, gradients: np.ndarray, p: np.ndarray) -
     """In float64, of parameters that stay where they are."""
     a = entry.arguments
     eta, decay = a["learning_rate"], a.get("weight_decay", 0.0)
-    coupling = a.get("coupling", "learning_rate")
+    coupling = a.get("scaled_by", "learning_rate")
     if coupling != "none":
         decay *= eta / (a["peak_learning_rate"] if coupling == "schedule" else 1)
     direction = DIRECTIONS[entry.factory]

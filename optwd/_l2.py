@@ -3,7 +3,8 @@
 import optax
 
 from optwd import _rule
-from optwd._tree import ScalarOrSchedule
+from optwd._check import ScalarOrSchedule
+from optwd._leafwise import Equation
 from optwd.masks import MaskLike
 
 
@@ -42,8 +43,11 @@ def add_l2(
 
     Source: the L2 line of Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2.
     """
-    return _rule.transformation("add_l2", _add, "l2", l2, mask)
+    return _rule.transformation("add_l2", _ADD, "l2", l2, mask)
 
 
 def _add(g, p, l2):
     return g + l2 * p
+
+
+_ADD = Equation(_add)

@@ -1,8 +1,7 @@
 """Recipes: every optimizer is one chain.
 
 Read a chain from top to bottom: what stands first touches the gradient first, and a decay
-is scaled by what stands behind it. `optax.scale` is Optax's own, and so is what
-`_scale_by_learning_rate` does.
+is scaled by what stands after it.
 """
 
 from typing import Any, Literal
@@ -10,14 +9,15 @@ from typing import Any, Literal
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from optwd import _tree, decay, rates
-from optwd._tree import ScalarOrSchedule
-from optwd.l2 import add_l2
+from optwd import decay, rates
+from optwd._check import ScalarOrSchedule
+from optwd._l2 import add_l2
+from optwd._learning_rate import scale_by_learning_rate
+from optwd._moments import scale_by_adam, scale_by_amsgrad, trace
+from optwd._precision import in_float32
 from optwd.masks import MaskLike
-from optwd.moments import scale_by_adam, scale_by_amsgrad, trace
-from optwd.precision import in_float32
 
-Coupling = Literal["learning_rate", "schedule", "none"]
+ScaledBy = Literal["learning_rate", "schedule", "nothing"]
 Optimizer = optax.GradientTransformationExtraArgs
 
 
@@ -62,7 +62,7 @@ def adam(
             scale_by_adam(
                 b1, b2, eps, eps_root, mu_dtype, nu_dtype=nu_dtype, nesterov=nesterov
             ),
-            _scale_by_learning_rate(learning_rate),
+            scale_by_learning_rate(learning_rate),
         )
     )
 
@@ -110,7 +110,7 @@ def adam_l2(
             scale_by_adam(
                 b1, b2, eps, eps_root, mu_dtype, nu_dtype=nu_dtype, nesterov=nesterov
             ),
-            _scale_by_learning_rate(learning_rate),
+            scale_by_learning_rate(learning_rate),
         )
     )
 
@@ -127,14 +127,14 @@ def adamw(
     *,
     nesterov: bool = False,
     nu_dtype: DTypeLike | None = None,
-    coupling: Coupling = "learning_rate",
+    scaled_by: ScaledBy = "learning_rate",
     peak_learning_rate: ArrayLike | None = None,
 ) -> Optimizer:
     """Adam with decoupled weight decay.
 
-        θ ← θ − ηₜ (û + λθ)            coupling="learning_rate": torch and Optax
-        θ ← θ − ηₜ û − (ηₜ/η_max) λθ    coupling="schedule": the AdamW paper
-        θ ← θ − ηₜ û − λθ              coupling="none": TF-Addons
+        θ ← θ − ηₜ (û + λθ)            scaled_by="learning_rate": torch and Optax
+        θ ← θ − ηₜ û − (ηₜ/η_max) λθ    scaled_by="schedule": the AdamW paper
+        θ ← θ − ηₜ û − λθ               scaled_by="nothing": TF-Addons
 
     with û = m̂/(√v̂ + ε) from `scale_by_adam`, and θ on the right the old parameters.
 
@@ -144,8 +144,8 @@ def adamw(
       learning_rate: See `adam`; so too ``b1`` to ``mu_dtype`` and the keywords.
       weight_decay: λ; see `decay.linear`.
       mask: who decays; see `decay.linear`.
-      coupling: what the decay is multiplied by, as above.
-      peak_learning_rate: η_max, for ``coupling="schedule"``; needed unless
+      scaled_by: what the decay is multiplied by, as above.
+      peak_learning_rate: η_max, for ``scaled_by="schedule"``; needed unless
         ``learning_rate`` is a Python number.
 
     Returns:
@@ -153,8 +153,8 @@ def adamw(
       number and a schedule, masked or not.
 
     Raises:
-      ValueError: as `adam` and `decay.linear`; an unknown coupling; a peak that is missing,
-        or given where nothing uses it.
+      ValueError: as `adam` and `decay.linear`; an unknown ``scaled_by``; a peak that is
+        missing, or given where nothing uses it.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = adamw(0.1, weight_decay=0.5), jnp.array([1.0])
@@ -169,7 +169,7 @@ def adamw(
                 b1, b2, eps, eps_root, mu_dtype, nu_dtype=nu_dtype, nesterov=nesterov
             ),
             *_decay_and_learning_rate(
-                learning_rate, weight_decay, mask, coupling, peak_learning_rate
+                learning_rate, weight_decay, mask, scaled_by, peak_learning_rate
             ),
         )
     )
@@ -211,7 +211,7 @@ def amsgrad(
     return in_float32(
         optax.chain(
             scale_by_amsgrad(b1, b2, eps, eps_root, mu_dtype, nu_dtype=nu_dtype),
-            _scale_by_learning_rate(learning_rate),
+            scale_by_learning_rate(learning_rate),
         )
     )
 
@@ -227,7 +227,7 @@ def amsgradw(
     mask: MaskLike = None,
     *,
     nu_dtype: DTypeLike | None = None,
-    coupling: Coupling = "learning_rate",
+    scaled_by: ScaledBy = "learning_rate",
     peak_learning_rate: ArrayLike | None = None,
 ) -> Optimizer:
     """AMSGrad with decoupled weight decay.
@@ -239,7 +239,7 @@ def amsgradw(
     Args:
       learning_rate: See `adam`.
       b1: See `scale_by_amsgrad`; so too the arguments up to ``mu_dtype``.
-      weight_decay: See `adamw`; so too ``mask``, ``coupling`` and ``peak_learning_rate``.
+      weight_decay: See `adamw`; so too ``mask``, ``scaled_by`` and ``peak_learning_rate``.
 
     Returns:
       An optimizer; see `adam`.
@@ -258,7 +258,7 @@ def amsgradw(
         optax.chain(
             scale_by_amsgrad(b1, b2, eps, eps_root, mu_dtype, nu_dtype=nu_dtype),
             *_decay_and_learning_rate(
-                learning_rate, weight_decay, mask, coupling, peak_learning_rate
+                learning_rate, weight_decay, mask, scaled_by, peak_learning_rate
             ),
         )
     )
@@ -315,7 +315,7 @@ def nadamw(
     mask: MaskLike = None,
     *,
     nu_dtype: DTypeLike | None = None,
-    coupling: Coupling = "learning_rate",
+    scaled_by: ScaledBy = "learning_rate",
     peak_learning_rate: ArrayLike | None = None,
 ) -> Optimizer:
     """NAdam with decoupled weight decay.
@@ -326,7 +326,7 @@ def nadamw(
 
     Args:
       learning_rate: See `adam`; so too the arguments up to ``mu_dtype``.
-      weight_decay: See `adamw`; so too ``mask``, ``coupling`` and ``peak_learning_rate``.
+      weight_decay: See `adamw`; so too ``mask``, ``scaled_by`` and ``peak_learning_rate``.
 
     Returns:
       An optimizer; see `adam`.
@@ -352,7 +352,7 @@ def nadamw(
         mask,
         nesterov=True,
         nu_dtype=nu_dtype,
-        coupling=coupling,
+        scaled_by=scaled_by,
         peak_learning_rate=peak_learning_rate,
     )
 
@@ -395,7 +395,7 @@ def sgd_l2(
         optax.chain(
             add_l2(l2, mask),
             _momentum(momentum, nesterov, accumulator_dtype),
-            _scale_by_learning_rate(learning_rate),
+            scale_by_learning_rate(learning_rate),
         )
     )
 
@@ -408,7 +408,7 @@ def sgdw(
     weight_decay: ScalarOrSchedule = 1e-4,
     mask: MaskLike = None,
     *,
-    coupling: Coupling = "learning_rate",
+    scaled_by: ScaledBy = "learning_rate",
     peak_learning_rate: ArrayLike | None = None,
 ) -> Optimizer:
     """SGD with decoupled weight decay.
@@ -423,7 +423,7 @@ def sgdw(
     Args:
       learning_rate: See `adam`.
       momentum: See `sgd_l2`; so too ``nesterov`` and ``accumulator_dtype``.
-      weight_decay: See `adamw`; so too ``mask``, ``coupling`` and ``peak_learning_rate``.
+      weight_decay: See `adamw`; so too ``mask``, ``scaled_by`` and ``peak_learning_rate``.
 
     Returns:
       An optimizer; see `adam`.
@@ -442,7 +442,7 @@ def sgdw(
         optax.chain(
             _momentum(momentum, nesterov, accumulator_dtype),
             *_decay_and_learning_rate(
-                learning_rate, weight_decay, mask, coupling, peak_learning_rate
+                learning_rate, weight_decay, mask, scaled_by, peak_learning_rate
             ),
         )
     )
@@ -456,7 +456,7 @@ def with_weight_decay(
         θ ← θ + Δ − ρθ   for `decay.linear(ρ)`, with Δ the optimizer's own update
 
     The decay's number or schedule is the whole rate: the optimizer's learning rate does
-    not scale it. For a rate that follows it, give ``decay.linear(rates.scheduled(…))``.
+    not scale it. For a rate that follows it, give ``decay.linear(rates.by_schedule(…))``.
 
     Place in the chain: a finished optimizer. This is the right way to say
     ``chain(optimizer, decay)``, which would have the wrong sign and grow the weights.
@@ -486,32 +486,33 @@ def _decay_and_learning_rate(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule,
     mask: MaskLike,
-    coupling: Coupling,
+    scaled_by: ScaledBy,
     peak: ArrayLike | None,
 ) -> tuple[optax.GradientTransformation, ...]:
     """Place in the chain is the coupling: the decay before the learning rate, or behind."""
-    if peak is not None and coupling != "schedule":
+    if peak is not None and scaled_by != "schedule":
         raise ValueError(
-            f"peak_learning_rate={peak!r} is only used by coupling='schedule', not by "
-            f"{coupling!r}; leave it out, or change the coupling."
+            f"peak_learning_rate={peak!r} is only used by scaled_by='schedule', not by "
+            f"{scaled_by!r}; leave it out, or change scaled_by."
         )
-    match coupling:
+    match scaled_by:
         case "learning_rate":
             return (
                 decay.linear(weight_decay, mask),
-                _scale_by_learning_rate(learning_rate),
+                scale_by_learning_rate(learning_rate),
             )
         case "schedule":
             peak = _peak(learning_rate) if peak is None else peak
-            weight_decay = rates.scheduled(weight_decay, learning_rate, peak)
-        case "none":
+            weight_decay = rates.by_schedule(weight_decay, learning_rate, peak)
+        case "nothing":
             pass
         case _:
             raise ValueError(
-                f"coupling must be 'learning_rate', 'schedule' or 'none', got {coupling!r}."
+                "scaled_by must be 'learning_rate', 'schedule' or 'nothing', got "
+                f"{scaled_by!r}."
             )
     return (
-        _scale_by_learning_rate(learning_rate, flip_sign=False),
+        scale_by_learning_rate(learning_rate, flip_sign=False),
         decay.linear(weight_decay, mask),
         optax.scale(-1),
     )
@@ -521,34 +522,9 @@ def _peak(learning_rate: ScalarOrSchedule) -> float:
     if isinstance(learning_rate, (int, float)):
         return learning_rate
     raise ValueError(
-        "coupling='schedule' needs peak_learning_rate: the peak of learning_rate="
+        "scaled_by='schedule' needs peak_learning_rate: the peak of learning_rate="
         f"{learning_rate!r} cannot be known. Give the largest value it takes."
     )
-
-
-def _scale_by_learning_rate(
-    learning_rate: ScalarOrSchedule, *, flip_sign: bool = True
-) -> optax.GradientTransformation:
-    """Optax's, with its state, but traced once per type of leaf and not once per leaf."""
-    checked = _tree.rate("learning_rate", learning_rate)
-    init = optax.scale_by_learning_rate(checked, flip_sign=flip_sign).init
-    sign = -1.0 if flip_sign else 1.0
-
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        del params, extra
-        step = 0
-        if callable(checked):
-            step = state.count
-            state = optax.ScaleByScheduleState(count=_tree.increment(state.count))
-        scale = sign * _tree.at_step("learning_rate", checked, step)
-        (updates,) = _tree.map_leaves(lambda u: _tree.Call(_times, (u,), (scale,)), updates)
-        return updates, state
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _times(u, scale):
-    return scale * u
 
 
 def _momentum(momentum: Any, nesterov: bool, accumulator_dtype: Any) -> Any:

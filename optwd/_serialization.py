@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from optwd import _tree
+from optwd import _paths
 
 
 def register_for_export(*trees: Any) -> None:
@@ -31,7 +31,7 @@ def register_for_export(*trees: Any) -> None:
     """
     from jax import export  # what most programs never need
 
-    for node in _tree.instances(trees, tuple):
+    for node in _paths.instances(trees, tuple):
         kind = type(node)
         if hasattr(kind, "_fields"):
             name = f"{kind.__module__.split('.')[0]}.{kind.__qualname__}"

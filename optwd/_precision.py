@@ -2,13 +2,12 @@
 
 In bfloat16 a weight of 1 has its neighbour at 0.996. A step that shrinks it by 1e-4 is
 rounded away, and so is every step after it: the weight never moves. `compensate_rounding`
-remembers what was rounded away; `round_stochastically` is right on average. Either stands
-last in a chain, inside of `in_float32`:
+remembers what was rounded away; `round_stochastically` is right on average. Either wraps a
+finished optimizer:
 
-    in_float32(chain(adamw(…), compensate_rounding()))
+    compensate_rounding(adamw(…))
 """
 
-import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +15,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optwd import _rounding, _tree
+from optwd import _check, _dtypes, _leafwise, _paths, _rounding, _zeros
+from optwd._leafwise import Equation
 
 
 class ResidualState(NamedTuple):
@@ -30,6 +30,7 @@ class ResidualState(NamedTuple):
 
     step: jax.Array
     residual: Any
+    inner: Any
 
 
 class KeyState(NamedTuple):
@@ -42,6 +43,7 @@ class KeyState(NamedTuple):
 
     step: jax.Array
     key: jax.Array
+    inner: Any
 
 
 def in_float32(
@@ -79,14 +81,16 @@ def in_float32(
     inner = optax.with_extra_args_support(transformation)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        updates = _tree.replace_float0(updates, params)
-        new, state = inner.update(_tree.widen(updates), state, params, **extra)
-        return _tree.cast_like(new, updates), state
+        updates = _without_float0(updates, params)
+        new, state = inner.update(_widened(updates), state, params, **extra)
+        return _cast(new, updates, params), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def compensate_rounding(*, wide: bool = False) -> optax.GradientTransformationExtraArgs:
+def compensate_rounding(
+    optimizer: optax.GradientTransformation, *, wide: bool = False
+) -> optax.GradientTransformationExtraArgs:
     """Remember what rounding takes from a step, and add it to the next one.
 
         s = u + r
@@ -128,49 +132,74 @@ def compensate_rounding(*, wide: bool = False) -> optax.GradientTransformationEx
     Source: Kahan, Further remarks on reducing truncation errors, 1965; in the training of
     bfloat16 weights, Zamirai et al., arXiv 2010.06192, Algorithm 1.
     """
+    inner = optax.with_extra_args_support(optimizer)
+
+    def compensated(p: Any) -> bool:
+        return _dtypes.is_inexact(p) and (wide or _dtypes.is_narrow(p))
+
+    def residual(p: Any) -> Any:
+        if compensated(jax.tree.leaves(p)[0]):
+            return jax.tree.map(_zeros.like, p)
+        return jnp.zeros((), _dtypes.dtype_of(jax.tree.leaves(p)[0]))
 
     def init(params: Any) -> ResidualState:
-        residual = _tree.residuals(params, wide=wide)
-        return ResidualState(jnp.zeros([], jnp.int32), residual)
+        start = jax.tree.map(residual, params, is_leaf=_paths.is_box)
+        return ResidualState(jnp.zeros([], jnp.int32), start, inner.init(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        del extra
-        _need_params("compensate_rounding", params)
-        chance = _rounding.for_step(state.step)
-
-        def leaf(u: Any, p: Any, r: Any) -> tuple[Any, Any]:
-            if wide or _tree.is_narrow(p):
-                return _compensate(u, p, r, chance)
-            return u, r
-
-        updates, residual = _tree.map_leaves(
-            leaf, updates, params=params, state={"residual": state.residual}
+        _check.need_params("compensate_rounding", params)
+        updates = _without_float0(updates, params)
+        u, new = inner.update(_widened(updates), state.inner, params, **extra)
+        step = _leafwise.increment(state.step)
+        u, kept = _leafwise.run(
+            _COMPENSATED,
+            u,
+            {"weight": params, "moved": params, "residual": state.residual},
+            1.0,
+            fields={},
+            params=params,
+            factors=jax.tree.map(lambda p: float(compensated(p)), params),
+            chance=step,
         )
-        return updates, ResidualState(_tree.increment(state.step), residual)
+        return _cast(u, updates, params), ResidualState(step, kept["residual"], new)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@jax.jit
-def _compensate(u: Any, p: Any, r: Any, chance: Any) -> tuple[jax.Array, jax.Array]:
-    total, theta, residual = _tree.widened(u, p, r)
-    total = total + residual
-    new = _tree.rounded(theta + total, p.dtype)
-    # The difference of two such numbers is one too, unless one is more than twice the
-    # other. Then it is rounded, and the sum may miss `new` by a little. The sum is written
-    # as in `optax.apply_updates`: what is one expression can be one pass over memory.
-    step = _tree.rounded(new - theta, p.dtype)
-    new = (p + step.astype(p.dtype)).astype(theta.dtype)
-    new = _tree.rounded(new, p.dtype)
-    moved = new - theta
-    lost = (total - moved) + (theta - (new - moved))  # the last is 0 where p is narrow
-    lost = jnp.where(jnp.isfinite(lost), lost, 0)  # where a weight has overflowed
-    if _tree.is_narrow(r):  # to nearest, a step too small for it would be lost for ever
-        lost = _rounding.by_chance(lost.astype(jnp.float32), r.dtype, chance)
-    return step.astype(u.dtype), lost.astype(r.dtype)
+def _next_weight(u, p, weight, moved, r, s):
+    return p + (u + r), moved, r
 
 
-def round_stochastically(seed: ArrayLike) -> optax.GradientTransformationExtraArgs:
+def _next_move(u, p, weight, moved, r, s):
+    # exact, unless one weight is more than twice the other; then it is rounded, and
+    return weight, weight - p, r
+
+
+def _moved_weight(u, p, weight, moved, r, s):
+    # the weight that `optax.apply_updates` computes is another
+    return p + moved, moved, r
+
+
+def _next_residual(u, p, weight, moved, r, s):
+    total, gone = u + r, weight - p
+    lost = (total - gone) + (p - (weight - gone))  # the last is 0 where p is narrow
+    return weight, moved, jnp.where(jnp.isfinite(lost), lost, 0)  # a weight overflowed
+
+
+def _move(u, p, weight, moved, r, s):
+    return moved
+
+
+_COMPENSATED = Equation(
+    _move,
+    *(_next_weight, _next_move, _moved_weight, _next_residual),
+    store=(_rounding.nearest, _rounding.nearest, _rounding.by_step),
+)
+
+
+def round_stochastically(
+    optimizer: optax.GradientTransformation, seed: ArrayLike
+) -> optax.GradientTransformationExtraArgs:
     """Round the new parameters up or down by chance, so that they are right on average.
 
         θ' = a neighbour of θ + u in the dtype of the parameters, with mean θ + u
@@ -211,37 +240,97 @@ def round_stochastically(seed: ArrayLike) -> optax.GradientTransformationExtraAr
 
     Source: Gupta et al., arXiv 1502.02551, Section 3; Zamirai et al., arXiv 2010.06192.
     """
-    seed = _tree.integer("seed", seed)
+    inner = optax.with_extra_args_support(optimizer)
+    seed = _check.integer("seed", seed)
 
     def init(params: Any) -> KeyState:
-        del params
-        return KeyState(jnp.zeros([], jnp.int32), _rounding.key(seed))
+        start = jnp.zeros([], jnp.int32)
+        return KeyState(start, _rounding.key(seed), inner.init(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        del extra
-        _need_params("round_stochastically", params)
-        words = _rounding.words(state.key, state.step, len(jax.tree.leaves(params)))
-        place = itertools.count()
-
-        def leaf(u: Any, p: Any) -> tuple[Any]:
-            i = next(place)
-            return (_draw(u, p, words[i]) if _tree.is_narrow(p) else u,)
-
-        (updates,) = _tree.map_leaves(leaf, updates, params=params)
-        return updates, KeyState(_tree.increment(state.step), state.key)
+        _check.need_params("round_stochastically", params)
+        updates = _without_float0(updates, params)
+        u, new = inner.update(_widened(updates), state.inner, params, **extra)
+        places = len(jax.tree.leaves(u, is_leaf=_is_none))
+        u, _ = _leafwise.run(
+            _ROUNDED,
+            u,
+            {"weight": params},
+            1.0,
+            fields={},
+            params=params,
+            factors=jax.tree.map(lambda p: float(_dtypes.is_narrow(p)), params),
+            chance=list(_rounding.words(state.key, state.step, places)),
+        )
+        step = _leafwise.increment(state.step)
+        return _cast(u, updates, params), KeyState(step, state.key, new)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@jax.jit
-def _draw(u: Any, p: Any, words: Any) -> jax.Array:
-    step, theta = (x.astype(jnp.float32) for x in (u, p))
-    new = _rounding.by_chance(theta + step, p.dtype, _rounding.for_elements(words, p.shape))
-    return (new - theta).astype(u.dtype)
+def _rounded_weight(u, p, weight, s):
+    return (p + u,)
 
 
-def _need_params(name: str, params: Any) -> None:
-    if params is None:
-        raise ValueError(
-            f"{name} needs the parameters: call update(updates, state, params)."
-        )
+def _difference(u, p, weight, s):
+    return weight - p
+
+
+_ROUNDED = Equation(_difference, _rounded_weight, store=(_rounding.by_element,))
+
+
+def _widened(updates: Any) -> Any:
+    """Leaves below float32 in float32; every other leaf unchanged."""
+
+    def up(g: Any) -> Any:
+        return jnp.asarray(g).astype(jnp.float32) if _dtypes.is_narrow(g) else g
+
+    return jax.tree.map(up, updates)
+
+
+def _cast(new: Any, updates: Any, params: Any) -> Any:
+    """Every leaf in the wider of the dtypes of its gradient and its parameter.
+
+    None where the gradient is None. A narrow gradient whose parameter is not given stays
+    in float32: the parameter may be.
+    """
+    grads, treedef = jax.tree.flatten(updates, is_leaf=_is_none)
+    leaves = _paths.align("updates that came back", new, updates, treedef)
+    weights = [None] * len(grads)
+    if params is not None:
+        weights = _paths.align("parameters", params, updates, treedef)
+
+    def cast(u: Any, g: Any, p: Any) -> Any:
+        if g is None:
+            return None
+        dtype = _dtypes.dtype_of(g)
+        if p is not None and _dtypes.is_inexact(g) and _dtypes.is_inexact(p):
+            dtype = _dtypes.wider(g, p)
+        elif p is None and _dtypes.is_narrow(g):
+            dtype = jnp.float32
+        return u if _dtypes.dtype_of(u) == dtype else jnp.asarray(u).astype(dtype)
+
+    return treedef.unflatten(map(cast, leaves, grads, weights))
+
+
+def _without_float0(updates: Any, params: Any) -> Any:
+    """float0 gradients, which nothing can be added to, as zeros that fit the parameter."""
+    grads, treedef = jax.tree.flatten(updates, is_leaf=_is_none)
+    float0 = jax.dtypes.float0
+    if not any(g is not None and _dtypes.dtype_of(g) == float0 for g in grads):
+        return updates
+    like = grads
+    if params is not None:
+        like = _paths.align("parameters", params, updates, treedef)
+
+    def zero(g: Any, p: Any) -> Any:
+        if g is None or _dtypes.dtype_of(g) != float0:
+            return g
+        dtype = _dtypes.dtype_of(p)
+        return jnp.zeros(jnp.shape(g), jnp.int32 if dtype == float0 else dtype)
+
+    return treedef.unflatten(map(zero, grads, like))
+
+
+def _is_none(x: Any) -> bool:
+    return x is None

@@ -7,8 +7,8 @@ the weights before the step, û the direction of the optimizer.
 import difflib
 from typing import Any, Literal, NamedTuple
 
-from optwd import _tree
-from optwd._tree import ScalarOrSchedule
+from optwd import _check
+from optwd._check import ScalarOrSchedule
 
 Scaling = Literal["learning rate", "schedule", "learning rate × schedule", "nothing"]
 ActsOn = Literal["gradient", "old θ", "new θ"]
@@ -223,7 +223,7 @@ CONVENTIONS: dict[str, Convention] = {
             "new θ",
             "outside",
             "lr 1e-3, β .9/.999, ε 1e-8; AdamW λ 1e-2",
-            "compat.tf_addons.decay_after_update(…, rates.coupled(λ, η))",
+            "compat.tf_addons.decay_after_update(…, rates.by_learning_rate(λ, η))",
             "bitsandbytes 0.50, csrc/kernels.cu and backends/default/ops.py",
         ),
         Convention(
@@ -349,8 +349,8 @@ def convert_weight_decay(
 
     Source: the equations of `CONVENTIONS`.
     """
-    weight_decay = _tree.number("weight_decay", weight_decay)
-    learning_rate = _tree.rate("learning_rate", learning_rate)
+    weight_decay = _check.number("weight_decay", weight_decay)
+    learning_rate = _check.rate("learning_rate", learning_rate)
     a, b = _convention("source", source), _convention("target", target)
     weight_decay *= a.factor / b.factor
     if a.acts_on == b.acts_on == "gradient":
@@ -423,7 +423,7 @@ def _place(c: Convention) -> str:
 
 
 def _positive(name: str, value: Any) -> float:
-    value = _tree.number(name, value)
+    value = _check.number(name, value)
     if value == 0.0:
         raise ValueError(f"{name} must be > 0 to convert a weight decay, got 0.")
     return value

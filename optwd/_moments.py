@@ -1,0 +1,305 @@
+"""From gradient to direction: moments and their bias correction.
+
+Moments live in float32 at least (float64 for float64 parameters), and their dtype is fixed
+at ``init``. The second moment of a complex parameter is real. Directions have the dtype of
+the gradients.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+from optwd import _check, _dtypes, _leafwise, _rounding
+from optwd._leafwise import Equation
+
+
+def scale_by_adam(
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nu_dtype: DTypeLike | None = None,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Rescale gradients by bias-corrected first and second moments.
+
+        m ← m + (1 − b1)(g − m)           m̂ = m/(1 − b1ᵗ)
+        v ← v + (1 − b2)(|g|² − v)        v̂ = v/(1 − b2ᵗ)
+        u = m̂ / (√(v̂ + eps_root) + eps)
+
+    and with ``nesterov``, ``m̂ = b1·m/(1 − b1ᵗ⁺¹) + (1 − b1)·g/(1 − b1ᵗ)``.
+
+    Place in the chain: first, or after what should enter the moments (clipping,
+    `add_l2`). What stands behind it, such as `decay.linear`, is not rescaled.
+
+    The bias correction is ``−expm1(t·log b)``, with the logarithm in double precision
+    when ``b`` is a Python number. A traced ``b`` (``optax.inject_hyperparams``, ``vmap``)
+    is known to float32 only: the direction is then within 1e-5 for ``b2 = 0.999``. In
+    float32, ``|g|`` up to 1.8e19 is in the domain: beyond, ``g²`` overflows and the
+    direction is 0 from then on; clip, or wrap in ``optax.apply_if_finite``.
+
+    Args:
+      b1: decay of the first moment, in [0, 1).
+      b2: decay of the second moment, in [0, 1).
+      eps: added to the root, ≥ 0, in units of the gradient. With ``eps = 0`` a leaf that
+        never saw a gradient has direction 0.
+      eps_root: added inside the root, ≥ 0, in units of the gradient squared.
+      mu_dtype: dtype in which the first moment is kept; None is float32 at least. In
+        bfloat16 it is rounded up in a share of the steps that is right on average; the
+        direction is then off by up to 0.6% (root mean square).
+      nu_dtype: the same for the second moment, with 1.5%. Rounded to nearest it would not
+        move once a step is below 0.2% of it: off by 16% to 97%.
+      nesterov: look one step ahead in the first moment (NAdam).
+
+    Returns:
+      A transformation with state `optax.ScaleByAdamState`; leaves of any shape.
+
+    Raises:
+      ValueError: a hyperparameter outside its domain; gradients that do not fit the state.
+
+    >>> import jax.numpy as jnp
+    >>> adam = scale_by_adam()
+    >>> u, _ = adam.update(jnp.array([1e-3, -300.0]), adam.init(jnp.zeros(2)))
+    >>> print(u.round(4))
+    [ 1. -1.]
+
+    Source: Kingma and Ba, arXiv 1412.6980, Algorithm 1; for ``nesterov``, Dozat,
+    Incorporating Nesterov momentum into Adam, 2016, as Optax reads it.
+    """
+    return scale_by(
+        "scale_by_adam",
+        _NADAM if nesterov else _ADAM,
+        optax.ScaleByAdamState,
+        *(b1, b2, eps, eps_root, mu_dtype, nu_dtype),
+        more=_next_correction,
+    )
+
+
+def scale_by_amsgrad(
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nu_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam's direction over the largest second moment so far.
+
+        m, v, m̂, v̂ as in `scale_by_adam`
+        w ← max(w, v̂)
+        u = m̂ / (√(w + eps_root) + eps)
+
+    The maximum is of the bias-corrected moment, as in Optax; torch takes it of the raw
+    one, which differs in the first ``1/(1 − b2)`` steps.
+
+    Place in the chain, arguments and errors: see `scale_by_adam`.
+
+    Returns:
+      A transformation with state `optax.ScaleByAmsgradState`; leaves of any shape.
+
+    >>> import jax.numpy as jnp
+    >>> amsgrad = scale_by_amsgrad(b1=0.0)
+    >>> _, state = amsgrad.update(jnp.array([10.0]), amsgrad.init(jnp.zeros(1)))
+    >>> u, _ = amsgrad.update(jnp.array([1.0]), state)
+    >>> print(u)  # the large gradient is not forgotten
+    [0.1]
+
+    Source: Reddi, Kale and Kumar, arXiv 1904.09237, Algorithm 2.
+    """
+    return scale_by(
+        "scale_by_amsgrad",
+        _AMSGRAD,
+        optax.ScaleByAmsgradState,
+        *(b1, b2, eps, eps_root, mu_dtype, nu_dtype),
+    )
+
+
+def trace(
+    decay: ArrayLike, nesterov: bool = False, accumulator_dtype: DTypeLike | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Momentum: the sum of past gradients, each faded by ``decay`` per step.
+
+        m ← g + decay·m
+        u = m, and with ``nesterov`` u = g + decay·m
+
+    `optax.trace` with the numerics of this package: the accumulator of a bfloat16 leaf is
+    float32, and its dtype does not change between steps.
+
+    Place in the chain: first, or behind what should enter the momentum (`add_l2`).
+
+    Args:
+      decay: what is left of the sum after a step, in [0, 1).
+      nesterov: apply the momentum once more to the direction.
+      accumulator_dtype: dtype in which the sum is kept; None is float32 at least.
+
+    Returns:
+      A transformation with state `optax.TraceState`; leaves of any shape.
+
+    Raises:
+      ValueError: a hyperparameter outside its domain; gradients that do not fit the state.
+
+    >>> import jax.numpy as jnp
+    >>> momentum = trace(0.5)
+    >>> _, state = momentum.update(jnp.array([1.0]), momentum.init(jnp.zeros(1)))
+    >>> print(momentum.update(jnp.array([1.0]), state)[0])
+    [1.5]
+
+    Source: Sutskever et al., ICML 2013; the form of torch with ``dampening = 0``.
+    """
+    decay = _check.number("decay", decay, below=1.0)
+    dtype = _dtypes.moment_dtype("accumulator_dtype", accumulator_dtype)
+    return _leafwise.transformation(
+        "trace",
+        _NESTEROV_TRACE if nesterov else _TRACE,
+        optax.TraceState,
+        {"trace": _leafwise.moment(dtype)},
+        lambda state: decay,
+    )
+
+
+class Scalars(NamedTuple):
+    """What a step of moments needs: ``b``, ``a = 1 − b`` and ``c = 1 − bᵗ`` of both, and ε.
+
+    `more` is what only some equations need.
+    """
+
+    b1: Any
+    b2: Any
+    a1: Any
+    a2: Any
+    c1: Any
+    c2: Any
+    eps: Any
+    eps_root: Any
+    more: Any
+
+
+def scale_by(
+    name: str,
+    equation: Equation,
+    state_type: type[Any],
+    b1: Any,
+    b2: Any,
+    eps: Any,
+    eps_root: Any,
+    mu_dtype: Any,
+    nu_dtype: Any,
+    more: Callable[[Any, Any, Any], Any] = lambda b1, b2, state: None,
+) -> optax.GradientTransformationExtraArgs:
+    """A transformation that keeps a first moment `mu`, and squares `nu` and `nu_max`."""
+    b1 = _check.number("b1", b1, below=1.0)
+    b2 = _check.number("b2", b2, below=1.0)
+    eps, eps_root = _check.number("eps", eps), _check.number("eps_root", eps_root)
+    first = _leafwise.moment(_dtypes.moment_dtype("mu_dtype", mu_dtype))
+    square = _leafwise.moment(_dtypes.moment_dtype("nu_dtype", nu_dtype), real=True)
+    every = {"mu": first, "nu": square, "nu_max": square}
+    fields = {name: every[name] for name in state_type._fields if name in every}
+
+    def scalars(state: Any) -> Scalars:
+        t = _leafwise.increment(state[0])
+        return Scalars(
+            *(b1, b2, 1 - b1, 1 - b2, bias_correction(b1, t), bias_correction(b2, t)),
+            *(eps, eps_root, more(b1, b2, state)),
+        )
+
+    return _leafwise.transformation(name, equation, state_type, fields, scalars)
+
+
+def _next_correction(b1: Any, b2: Any, state: Any) -> jax.Array:
+    del b2
+    return bias_correction(b1, _leafwise.increment(_leafwise.increment(state.count)))
+
+
+def bias_correction(b: Any, t: jax.Array) -> jax.Array:
+    """``1 − bᵗ`` to a few ulp, for every b in [0, 1) and every count t ≥ 1."""
+    return -jnp.expm1(t.astype(jnp.result_type(float)) * log(b))
+
+
+def log(b: Any) -> Any:
+    """The natural logarithm, in double precision if `b` is a Python number."""
+    if isinstance(b, float):
+        return math.log(b) if b > 0.0 else -math.inf
+    b = jnp.asarray(b)
+    b = b.astype(_dtypes.at_least_float32(b.dtype))
+    # 1 − b is exact, so this matches the factor that moves the moment; and the derivative
+    # is finite at b = 0.
+    small = jnp.log(jnp.minimum(b, 0.5) + jnp.finfo(b.dtype).tiny)
+    return jnp.where(b < 0.5, small, jnp.log1p(jnp.maximum(b, 0.5) - 1))
+
+
+def move(m: Any, g: Any, b: Any, a: Any) -> Any:
+    """``b·m + a·g`` with a = 1 − b, exact at both ends.
+
+    For b near 1 it is written as m + a(g − m), which keeps the digits of a; multiplied
+    out, since g − m overflows at the edge of the dtype. For a near 1 that would cancel.
+    """
+    return jnp.where(a < 0.5, m + (a * g - a * m), b * m + a * g)
+
+
+def square(g: Any) -> Any:
+    """|g|²."""
+    return g.real * g.real + g.imag * g.imag if jnp.iscomplexobj(g) else g * g
+
+
+def root(v: Any, s: Scalars) -> Any:
+    """√(v + eps_root) + eps, above 0 and with a finite derivative also at v = 0.
+
+    There the root is that of the smallest normal number, 1e-19, which no v that counts can
+    tell from 0.
+    """
+    return jnp.sqrt(v + (s.eps_root + jnp.finfo(v.dtype).tiny)) + s.eps
+
+
+def next_moments(g, m, v, s):
+    # once g² has overflowed, v stays inf, not inf − inf
+    finite = jnp.minimum(v, jnp.finfo(v.dtype).max)
+    moved = jnp.where(jnp.isinf(v), v, move(finite, square(g), s.b2, s.a2))
+    return move(m, g, s.b1, s.a1), moved
+
+
+def _adam(g, m, v, s):
+    return m / (s.c1 * root(v / s.c2, s))  # m / c1 may overflow
+
+
+def _nadam(g, m, v, s):
+    ahead = s.b1 * s.c1 / s.more * m + s.a1 * g
+    return ahead / (s.c1 * root(v / s.c2, s))
+
+
+def _amsgrad_moments(g, m, v, w, s):
+    return *next_moments(g, m, v, s), w
+
+
+def _amsgrad_maximum(g, m, v, w, s):
+    return m, v, jnp.maximum(w, v / s.c2)
+
+
+def _amsgrad(g, m, v, w, s):
+    return m / (s.c1 * root(w, s))
+
+
+def _next_trace(g, m, decay):
+    return (g + decay * m,)
+
+
+def _trace(g, m, decay):
+    return m
+
+
+def _nesterov_trace(g, m, decay):
+    return g + decay * m
+
+
+_ADAM = Equation(_adam, next_moments)
+_NADAM = Equation(_nadam, next_moments)
+_AMSGRAD = Equation(_amsgrad, _amsgrad_moments, _amsgrad_maximum)
+_TRACE = Equation(_trace, _next_trace, store=(_rounding.nearest,))
+_NESTEROV_TRACE = Equation(_nesterov_trace, _next_trace, store=(_rounding.nearest,))
