@@ -191,11 +191,13 @@ def run(
     if factors is not None:
         weights = [(p,) for p in _paths.align("parameters", params, updates, treedef)]
         multipliers = _paths.align("mask", factors, updates, treedef)
-    # one product for all leaves with the same multiplier
+    # Once for all leaves with the same multiplier; arithmetic makes a constant part of the
+    # traced program, where the call of a leaf need not hold it.
     scaled = {k: scalars if k == 1.0 else scalars * k for k in {*multipliers} - {None}}
     idle = {
         k for k, s in scaled.items() if k == 0.0 or (factors is not None and _is_zero(s))
     }
+    scaled = jax.tree.map(lambda s: jnp.asarray(s, float) * 1, scaled)
 
     results: list[tuple[Any, Any]] = []
     for i, (u, p, k) in enumerate(zip(leaves, weights, multipliers, strict=True)):
@@ -261,8 +263,8 @@ def _is_real(x: Any) -> bool:
     return _dtypes.is_inexact(x) and not _dtypes.is_complex(x)
 
 
-def _is_zero(scalar: Any) -> bool:
-    return isinstance(scalar, float) and scalar == 0.0
+def _is_zero(factor: float, scalar: Any) -> bool:
+    return factor == 0.0 or (isinstance(scalar, float) and scalar == 0.0)
 
 
 def _is_none(x: Any) -> bool:

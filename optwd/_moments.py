@@ -78,7 +78,7 @@ def scale_by_adam(
         _NADAM if nesterov else _ADAM,
         optax.ScaleByAdamState,
         *(b1, b2, eps, eps_root, mu_dtype, nu_dtype),
-        more=_next_correction,
+        more=_nesterov_share if nesterov else None,
     )
 
 
@@ -165,18 +165,27 @@ def trace(
     )
 
 
-class Scalars(NamedTuple):
-    """What a step of moments needs: ``b``, ``a = 1 − b`` and ``c = 1 − bᵗ`` of both, and ε.
+class Moment(NamedTuple):
+    """The scalars of one moment in a step.
 
-    `more` is what only some equations need.
+        m ← b·m + (1 − b)·g = keep·m + (gain·g − back·m)
+
+    For b > ½ that is m + (1 − b)(g − m), which keeps the digits of 1 − b, multiplied out,
+    since g − m overflows at the edge of the dtype. For b ≤ ½ it would cancel, and is b·m +
+    (1 − b)·g. `correction` is 1 − bᵗ.
     """
 
-    b1: Any
-    b2: Any
-    a1: Any
-    a2: Any
-    c1: Any
-    c2: Any
+    keep: Any
+    gain: Any
+    back: Any
+    correction: Any
+
+
+class Scalars(NamedTuple):
+    """What a step of moments needs; `more` is what only some equations do."""
+
+    first: Moment
+    second: Moment
     eps: Any
     eps_root: Any
     more: Any
@@ -192,7 +201,7 @@ def scale_by(
     eps_root: Any,
     mu_dtype: Any,
     nu_dtype: Any,
-    more: Callable[[Any, Any, Any], Any] = lambda b1, b2, state: None,
+    more: Callable[[Any, Any, Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation that keeps a first moment `mu`, and squares `nu` and `nu_max`."""
     b1 = _check.number("b1", b1, below=1.0)
@@ -205,17 +214,25 @@ def scale_by(
 
     def scalars(state: Any) -> Scalars:
         t = _leafwise.increment(state[0])
-        return Scalars(
-            *(b1, b2, 1 - b1, 1 - b2, bias_correction(b1, t), bias_correction(b2, t)),
-            *(eps, eps_root, more(b1, b2, state)),
-        )
+        other = None if more is None else more(b1, b2, state)
+        return Scalars(moment(b1, t), moment(b2, t), eps, eps_root, other)
 
     return _leafwise.transformation(name, equation, state_type, fields, scalars)
 
 
-def _next_correction(b1: Any, b2: Any, state: Any) -> jax.Array:
-    del b2
-    return bias_correction(b1, _leafwise.increment(_leafwise.increment(state.count)))
+def moment(b: Any, t: jax.Array) -> Moment:
+    """The scalars of a moment that decays by `b`, in step t ≥ 1."""
+    if isinstance(b, float):
+        keep, back = (1.0, 1 - b) if b > 0.5 else (b, 0.0)
+    else:
+        keep, back = jnp.where(b > 0.5, 1, b), jnp.where(b > 0.5, 1 - b, 0)
+    return Moment(keep, 1 - b, back, bias_correction(b, t))
+
+
+def _nesterov_share(b1: Any, b2: Any, state: Any) -> Any:
+    """Of the first moment in m̂, times its correction."""
+    t = _leafwise.increment(state.count)
+    return b1 * bias_correction(b1, t) / bias_correction(b1, _leafwise.increment(t))
 
 
 def bias_correction(b: Any, t: jax.Array) -> jax.Array:
@@ -235,13 +252,15 @@ def log(b: Any) -> Any:
     return jnp.where(b < 0.5, small, jnp.log1p(jnp.maximum(b, 0.5) - 1))
 
 
-def move(m: Any, g: Any, b: Any, a: Any) -> Any:
-    """``b·m + a·g`` with a = 1 − b, exact at both ends.
+def move(m: Any, g: Any, s: Moment) -> Any:
+    """The moment after a step."""
+    return s.keep * m + (s.gain * g - s.back * m)
 
-    For b near 1 it is written as m + a(g − m), which keeps the digits of a; multiplied
-    out, since g − m overflows at the edge of the dtype. For a near 1 that would cancel.
-    """
-    return jnp.where(a < 0.5, m + (a * g - a * m), b * m + a * g)
+
+def move_square(v: Any, g: Any, s: Moment) -> Any:
+    """The moment of |g|² after a step; once that has overflowed it stays inf."""
+    finite = jnp.minimum(v, jnp.finfo(v.dtype).max)  # not inf − inf
+    return s.keep * v + (s.gain * square(g) - s.back * finite)
 
 
 def square(g: Any) -> Any:
@@ -259,19 +278,17 @@ def root(v: Any, s: Scalars) -> Any:
 
 
 def next_moments(g, m, v, s):
-    # once g² has overflowed, v stays inf, not inf − inf
-    finite = jnp.minimum(v, jnp.finfo(v.dtype).max)
-    moved = jnp.where(jnp.isinf(v), v, move(finite, square(g), s.b2, s.a2))
-    return move(m, g, s.b1, s.a1), moved
+    return move(m, g, s.first), move_square(v, g, s.second)
 
 
 def _adam(g, m, v, s):
-    return m / (s.c1 * root(v / s.c2, s))  # m / c1 may overflow
+    v_hat = v / s.second.correction
+    return m / (s.first.correction * root(v_hat, s))  # m / correction may overflow
 
 
 def _nadam(g, m, v, s):
-    ahead = s.b1 * s.c1 / s.more * m + s.a1 * g
-    return ahead / (s.c1 * root(v / s.c2, s))
+    ahead = s.more * m + s.first.gain * g
+    return _adam(g, ahead, v, s)
 
 
 def _amsgrad_moments(g, m, v, w, s):
@@ -279,11 +296,11 @@ def _amsgrad_moments(g, m, v, w, s):
 
 
 def _amsgrad_maximum(g, m, v, w, s):
-    return m, v, jnp.maximum(w, v / s.c2)
+    return m, v, jnp.maximum(w, v / s.second.correction)
 
 
 def _amsgrad(g, m, v, w, s):
-    return m / (s.c1 * root(w, s))
+    return m / (s.first.correction * root(w, s))
 
 
 def _next_trace(g, m, decay):

@@ -248,9 +248,11 @@ def scale_by_nadam(
     )
 
     def init(params: Any) -> NadamState:
-        return inner.init(params)._replace(mu_product=jnp.ones([], float))
+        state: Any = inner.init(params)
+        return state._replace(mu_product=jnp.ones([], float))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        new: Any
         updates, new = inner.update(updates, state, params, **extra)
         return updates, new._replace(mu_product=product(b1, state))
 
@@ -319,7 +321,7 @@ def _kappa(y: Any) -> jax.Array:
 
 
 def _adam_eps_hat(g, m, v, s):
-    return m / (s.c1 * root(v / s.c2, _bare(s)))
+    return m / (s.first.correction * root(v / s.second.correction, _bare(s)))
 
 
 def _amsgrad_moments(g, m, v, w, s):
@@ -331,7 +333,7 @@ def _raw_maximum(g, m, v, w, s):
 
 
 def _amsgrad_raw(g, m, v, w, s):
-    return m / (s.c1 * root(w / s.c2, s))
+    return m / (s.first.correction * root(w / s.second.correction, s))
 
 
 def _amsgrad_raw_eps_hat(g, m, v, w, s):
@@ -339,12 +341,12 @@ def _amsgrad_raw_eps_hat(g, m, v, w, s):
 
 
 def _radam(g, m, v, s):
-    return jnp.where(s.more > 0, s.more * _adam_eps_hat(g, m, v, s), m / s.c1)
+    return jnp.where(s.more > 0, s.more * _adam_eps_hat(g, m, v, s), m / s.first.correction)
 
 
 def _nadam(g, m, v, s):
     of_m, of_g = s.more
-    return (of_m * m + of_g * g) / root(v / s.c2, s)
+    return (of_m * m + of_g * g) / root(v / s.second.correction, s)
 
 
 def _next_dampened_trace(g, m, s):
@@ -358,7 +360,7 @@ def _dampened_trace(g, m, s):
 
 def _bare(s: Scalars) -> Scalars:
     """ε beside the raw root, in the terms of the corrected one."""
-    return s._replace(eps=s.eps / jnp.sqrt(s.c2))
+    return s._replace(eps=s.eps / jnp.sqrt(s.second.correction))
 
 
 _ADAM_EPS_HAT = Equation(_adam_eps_hat, next_moments)
