@@ -40,11 +40,13 @@ def number(
 
 
 def integer(name: str, value: Any) -> Any:
-    """An integer, unchanged, traced or not."""
+    """An integer in [0, 2³²), unchanged, traced or not."""
     if not is_real(value) or not jnp.issubdtype(_dtypes.dtype_of(value), jnp.integer):
         raise TypeError(f"{name} must be an integer, got {value!r}.")
     if jnp.shape(value) != ():
         raise ValueError(f"{name} must be one integer, got shape {jnp.shape(value)}.")
+    if not isinstance(value, Tracer) and not 0 <= int(value) < 2**32:
+        raise ValueError(f"{name} must be in [0, 2³²), got {value!r}; it would wrap round.")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Coupled: the penalty joins the gradient, and goes through everything behind it."""
+"""Coupled: the penalty joins the gradient, and goes through everything after it."""
 
 import optax
 
@@ -15,7 +15,7 @@ def add_l2(
 
         g ← g + l2·θ
 
-    Place in the chain: first, before the moments, so that the penalty's gradient is
+    It stands first in a chain, before the moments, so that the penalty's gradient is
     rescaled together with the loss's. That is Adam + L2, not AdamW: under Adam a weight
     with large gradients is then shrunk less. For decay that is not rescaled see
     `decay.linear`.
@@ -25,11 +25,10 @@ def add_l2(
     Args:
       l2: strength, ≥ 0, per parameter squared in units of the loss: a number, or a
         schedule of the step (0 at the first).
-      mask: who is penalised: None for every leaf, a `masks.Mask`, a tree of bools or
-        floats (or a prefix of one), or a callable from the parameters to such a tree.
+      mask: which leaves are penalised; see `decay.linear`.
 
     Returns:
-      A transformation with state `decay.DecayState`; leaves of any shape. It computes in
+      A transformation with state `optwd.DecayState`; leaves of any shape. It computes in
       at least float32 and returns the dtype that came in.
 
     Raises:
@@ -41,7 +40,7 @@ def add_l2(
     >>> print(penalty.update(jnp.array([1.0]), penalty.init(theta), theta)[0])
     [1.2]
 
-    Source: the L2 line of Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2.
+    Source: Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2, the L2 line.
     """
     return _rule.transformation("add_l2", _ADD, "l2", l2, mask)
 

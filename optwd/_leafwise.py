@@ -194,9 +194,7 @@ def run(
     # Once for all leaves with the same multiplier; arithmetic makes a constant part of the
     # traced program, where the call of a leaf need not hold it.
     scaled = {k: scalars if k == 1.0 else scalars * k for k in {*multipliers} - {None}}
-    idle = {
-        k for k, s in scaled.items() if k == 0.0 or (factors is not None and _is_zero(s))
-    }
+    idle = {k for k, s in scaled.items() if factors is not None and _is_zero(k, s)}
     scaled = jax.tree.map(lambda s: jnp.asarray(s, float) * 1, scaled)
 
     results: list[tuple[Any, Any]] = []

@@ -1,7 +1,7 @@
 """Recipes: every optimizer is one chain.
 
-Read a chain from top to bottom: what stands first touches the gradient first, and a decay
-is scaled by what stands after it.
+Read a chain from top to bottom: what comes first touches the gradient first, and a decay is
+scaled by what comes after it.
 """
 
 from typing import Any, Literal
@@ -36,16 +36,15 @@ def adam(
 
         θ ← θ − ηₜ m̂/(√v̂ + ε)
 
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
-
     Args:
       learning_rate: ηₜ ≥ 0: a number, or a schedule of the step (0 at the first).
-      b1: See `scale_by_adam`; so too ``b2``, ``eps``, ``eps_root``, ``mu_dtype``,
+      b1: See `scale_by_adam`, also for ``b2``, ``eps``, ``eps_root``, ``mu_dtype``,
         ``nu_dtype`` and ``nesterov``.
 
     Returns:
-      An optimizer with the state of `optax.adam`. bfloat16 and float16 leaves are computed
-      in float32 throughout and come back in the dtype of their gradient.
+      An optimizer with the state of `optax.adam`, whose updates are added to the
+      parameters. Everything is computed in float32 at least; an update has the wider of
+      the dtypes of its gradient and its parameter.
 
     Raises:
       ValueError: a hyperparameter outside its domain; gradients that do not fit the state.
@@ -84,18 +83,10 @@ def adam_l2(
 
         g ← g + λθ, then Adam
 
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
-
     Args:
-      learning_rate: See `adam`; so too ``b1`` to ``mu_dtype`` and the keywords.
+      learning_rate: See `adam`, also for ``b1`` to ``mu_dtype`` and the keywords.
       l2: λ; see `add_l2`.
-      mask: who is penalised; see `add_l2`.
-
-    Returns:
-      An optimizer; see `adam`.
-
-    Raises:
-      ValueError: as `adam` and `add_l2`.
+      mask: which leaves are penalised; see `add_l2`.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = adam_l2(0.1, l2=0.5), jnp.array([1.0])
@@ -138,12 +129,10 @@ def adamw(
 
     with û = m̂/(√v̂ + ε) from `scale_by_adam`, and θ on the right the old parameters.
 
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
-
     Args:
-      learning_rate: See `adam`; so too ``b1`` to ``mu_dtype`` and the keywords.
+      learning_rate: See `adam`, also for ``b1`` to ``mu_dtype`` and the keywords.
       weight_decay: λ; see `decay.linear`.
-      mask: who decays; see `decay.linear`.
+      mask: which leaves decay; see `decay.linear`.
       scaled_by: what the decay is multiplied by, as above.
       peak_learning_rate: η_max, for ``scaled_by="schedule"``; needed unless
         ``learning_rate`` is a Python number.
@@ -189,17 +178,9 @@ def amsgrad(
 
         θ ← θ − ηₜ m̂/(√w + ε),   w ← max(w, v̂)
 
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
-
     Args:
       learning_rate: See `adam`.
-      b1: See `scale_by_amsgrad`; so too the other arguments.
-
-    Returns:
-      An optimizer; see `adam`.
-
-    Raises:
-      ValueError: as `adam`.
+      b1: See `scale_by_amsgrad`, also for the other arguments.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = amsgrad(0.1), jnp.array([1.0])
@@ -234,18 +215,11 @@ def amsgradw(
 
         the equations of `adamw` with û = m̂/(√w + ε) from `scale_by_amsgrad`
 
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
-
     Args:
       learning_rate: See `adam`.
-      b1: See `scale_by_amsgrad`; so too the arguments up to ``mu_dtype``.
-      weight_decay: See `adamw`; so too ``mask``, ``scaled_by`` and ``peak_learning_rate``.
-
-    Returns:
-      An optimizer; see `adam`.
-
-    Raises:
-      ValueError: as `adamw`.
+      b1: See `scale_by_amsgrad`, also for the arguments up to ``mu_dtype``.
+      weight_decay: See `adamw`, also for ``mask``, ``scaled_by`` and
+        ``peak_learning_rate``.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = amsgradw(0.1, weight_decay=0.5), jnp.array([1.0])
@@ -280,16 +254,8 @@ def nadam(
 
     ``b1`` is constant, as in Optax; torch's ``NAdam`` lets it grow along a schedule.
 
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
-
     Args:
-      learning_rate: See `adam`; so too the other arguments.
-
-    Returns:
-      An optimizer; see `adam`.
-
-    Raises:
-      ValueError: as `adam`.
+      learning_rate: See `adam`, also for the other arguments.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = nadam(0.1, b1=0.5), jnp.array([1.0])
@@ -322,17 +288,10 @@ def nadamw(
 
         the equations of `adamw` with û = m̂/(√v̂ + ε) from `nadam`
 
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
-
     Args:
-      learning_rate: See `adam`; so too the arguments up to ``mu_dtype``.
-      weight_decay: See `adamw`; so too ``mask``, ``scaled_by`` and ``peak_learning_rate``.
-
-    Returns:
-      An optimizer; see `adam`.
-
-    Raises:
-      ValueError: as `adamw`.
+      learning_rate: See `adam`, also for the arguments up to ``mu_dtype``.
+      weight_decay: See `adamw`, also for ``mask``, ``scaled_by`` and
+        ``peak_learning_rate``.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = nadamw(0.1, weight_decay=0.5), jnp.array([1.0])
@@ -369,20 +328,12 @@ def sgd_l2(
 
         g ← g + λθ,   m ← g + momentum·m,   θ ← θ − ηₜ m
 
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
-
     Args:
       learning_rate: See `adam`.
-      momentum: See `trace`; so too ``nesterov`` and ``accumulator_dtype``. None is plain
+      momentum: See `trace`, also for ``nesterov`` and ``accumulator_dtype``. None is plain
         SGD, without that state.
       l2: λ; see `add_l2`.
-      mask: who is penalised; see `add_l2`.
-
-    Returns:
-      An optimizer; see `adam`.
-
-    Raises:
-      ValueError: as `adam`, `trace` and `add_l2`.
+      mask: which leaves are penalised; see `add_l2`.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = sgd_l2(0.1, l2=0.5), jnp.array([1.0])
@@ -418,18 +369,11 @@ def sgdw(
     Without momentum, and scaled by the learning rate, it equals `sgd_l2`; with momentum it
     does not, since the penalty's gradient does not enter ``m``.
 
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
-
     Args:
       learning_rate: See `adam`.
-      momentum: See `sgd_l2`; so too ``nesterov`` and ``accumulator_dtype``.
-      weight_decay: See `adamw`; so too ``mask``, ``scaled_by`` and ``peak_learning_rate``.
-
-    Returns:
-      An optimizer; see `adam`.
-
-    Raises:
-      ValueError: as `adamw` and `trace`.
+      momentum: See `sgd_l2`, also for ``nesterov`` and ``accumulator_dtype``.
+      weight_decay: See `adamw`, also for ``mask``, ``scaled_by`` and
+        ``peak_learning_rate``.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = sgdw(0.1, 0.9, weight_decay=0.5), jnp.array([1.0])
@@ -456,10 +400,11 @@ def with_weight_decay(
         θ ← θ + Δ − ρθ   for `decay.linear(ρ)`, with Δ the optimizer's own update
 
     The decay's number or schedule is the whole rate: the optimizer's learning rate does
-    not scale it. For a rate that follows it, give ``decay.linear(rates.by_schedule(…))``.
+    not scale it. For a rate that follows it, give
+    ``decay.linear(rates.by_learning_rate(λ, η))``.
 
-    Place in the chain: a finished optimizer. This is the right way to say
-    ``chain(optimizer, decay)``, which would have the wrong sign and grow the weights.
+    ``chain(optimizer, decay)`` would have the wrong sign and grow the weights; this is the
+    right way.
 
     Args:
       optimizer: any optimizer whose updates are to be added to the parameters.
@@ -489,7 +434,7 @@ def _decay_and_learning_rate(
     scaled_by: ScaledBy,
     peak: ArrayLike | None,
 ) -> tuple[optax.GradientTransformation, ...]:
-    """Place in the chain is the coupling: the decay before the learning rate, or behind."""
+    """The decay before the learning rate, which then scales it, or after it."""
     if peak is not None and scaled_by != "schedule":
         raise ValueError(
             f"peak_learning_rate={peak!r} is only used by scaled_by='schedule', not by "

@@ -1,9 +1,9 @@
 """Low-precision parameters.
 
-In bfloat16 a weight of 1 has its neighbour at 0.996. A step that shrinks it by 1e-4 is
-rounded away, and so is every step after it: the weight never moves. `compensate_rounding`
-remembers what was rounded away; `round_stochastically` is right on average. Either wraps a
-finished optimizer:
+In bfloat16 the next number below 1 is 0.996. A step that shrinks a weight by 1e-4 is
+rounded away, and so is every later one: the weight never moves.
+`compensate_rounding` remembers what was rounded away; `round_stochastically` is right on
+average. Either wraps a finished optimizer:
 
     compensate_rounding(adamw(…))
 """
@@ -22,10 +22,13 @@ from optwd._leafwise import Equation
 class ResidualState(NamedTuple):
     """What rounding has taken from every parameter so far.
 
+    To set a weight by hand, set its residual to 0 as well: it would move the new weight.
+
     Attributes:
       step: updates so far; int32 of shape ().
       residual: a tree like the parameters, in their dtype; one 0 of shape () for a leaf
-        that is not compensated, so who shards by the specs of the parameters replicates it.
+        that is not compensated.
+      inner: the state of the optimizer.
     """
 
     step: jax.Array
@@ -39,6 +42,7 @@ class KeyState(NamedTuple):
     Attributes:
       step: updates so far; int32 of shape ().
       key: two words that belong to the seed; uint32 of shape (2,).
+      inner: the state of the optimizer.
     """
 
     step: jax.Array
@@ -51,30 +55,30 @@ def in_float32(
 ) -> optax.GradientTransformationExtraArgs:
     """Let bfloat16 and float16 updates travel through a whole chain in float32.
 
-        u → float32(u) → transformation → dtype(u)
+        u → float32(u) → transformation → cast
 
     Without it every part of a chain rounds its result to the dtype that came in. With it
-    there is one rounding, at the end. Leaves in float32 or wider, and chains that hold
-    none narrower, compile to the same program as without it.
+    there is at most one rounding, at the end: to the wider of the dtypes of gradient and
+    parameter, so that only low-precision weights get low-precision updates. Leaves in
+    float32 or wider, and chains that hold none narrower, compile to the same program.
 
-    Place in the chain: around it. It nests, and the optimizers of this package come
-    wrapped in it.
+    The optimizers of this package come wrapped in it, and it nests.
 
     Args:
-      transformation: any transformation. Its state is its own and is not wrapped, and it
-        sees the parameters as they are; a transformation whose state takes the dtype of
-        its updates (`optax.trace`) needs a wide accumulator dtype.
+      transformation: any transformation. Its state is its own, and it sees the parameters
+        as they are; one whose state takes the dtype of its updates (`optax.trace`) needs a
+        wide accumulator dtype.
 
     Returns:
-      The transformation with the same state; each update leaf has the dtype of the
-      incoming gradient. A float0 gradient of an integer parameter gives a zero of the
-      parameter's dtype.
+      The transformation with the same state. If ``update`` is not given the parameters, a
+      low-precision gradient gives a float32 update. A float0 gradient of an integer
+      parameter gives a zero of the parameter's dtype.
 
     >>> import jax.numpy as jnp, optax
-    >>> steps = optax.chain(optax.scale(1 / 3), optax.scale(3.0))
-    >>> u = in_float32(steps).update(jnp.array([1.1], jnp.bfloat16), steps.init(0.0))[0]
-    >>> print(u, u.dtype)
-    [1.10156] bfloat16
+    >>> steps, theta = optax.chain(optax.scale(1 / 3), optax.scale(3.0)), jnp.ones(1)
+    >>> g = jnp.array([1.1], jnp.bfloat16)  # 1.1015625
+    >>> print(in_float32(steps).update(g, steps.init(theta), theta)[0])
+    [1.1015625]
 
     Source: mixed-precision training, Micikevicius et al., arXiv 1710.03740.
     """
@@ -99,32 +103,32 @@ def compensate_rounding(
         r ← s − (θ' − θ)      in the same dtype, up or down in turn
 
     The parameters θ and the residual r together follow the exact sum, although each is in
-    low precision: θ is never further from it than by half its spacing. Where a step is too
-    small even for r, r takes it up in a share of the steps, evenly spread.
+    low precision: θ is never further from it than half its spacing. If a step is too small
+    even for r, r takes it up in an evenly spread share of the steps.
 
-    Place in the chain: last, behind the sign flip, inside of `in_float32`:
-    ``in_float32(chain(adamw(…), compensate_rounding()))``. The updates are to be added as
-    ``optax.apply_updates`` does; each is the difference of two numbers of the parameters'
-    dtype, so the sum is exact and it does not matter how the compiler rounds. On GPU and
-    TPU this is part of the same pass over memory, with 4 more bytes for a bfloat16 weight;
-    on the CPU it is further passes, which need 8 bytes of temporary memory a weight.
+    Add the updates by ``optax.apply_updates``. Each is the difference of two numbers of the
+    parameters' dtype, so the sum is exact, and it does not matter how the compiler rounds.
+    On GPU and TPU this is part of the same pass over memory, with 4 more bytes per bfloat16
+    weight; on CPU it is further passes, with 8 bytes of temporary memory per weight.
 
     Args:
+      optimizer: a finished optimizer, whose updates are added to the parameters. It sees
+        gradients in float32 at least.
       wide: keep residuals also for leaves in float32 and wider, which otherwise are left
         as they are, at no cost.
 
     Returns:
-      A transformation with state `precision.ResidualState`, one buffer like the parameters.
+      An optimizer with state `optwd.ResidualState`: one more buffer like the parameters.
       Complex leaves are compensated in both parts.
 
     Raises:
       ValueError: ``update`` without parameters; gradients that do not fit them.
 
     >>> import jax.numpy as jnp, optax
-    >>> exact, theta = compensate_rounding(), jnp.ones(1, jnp.bfloat16)
+    >>> theta, exact = jnp.ones(1, jnp.bfloat16), compensate_rounding(optax.sgd(1e-3))
     >>> state = exact.init(theta)
     >>> for _ in range(100):  # 1 − 1e-3 is 1 in bfloat16
-    ...     u, state = exact.update(jnp.full(1, -1e-3), state, theta)
+    ...     u, state = exact.update(jnp.ones(1), state, theta)
     ...     theta = optax.apply_updates(theta, u)
     >>> print(theta)
     [0.898438]
@@ -200,40 +204,41 @@ _COMPENSATED = Equation(
 def round_stochastically(
     optimizer: optax.GradientTransformation, seed: ArrayLike
 ) -> optax.GradientTransformationExtraArgs:
-    """Round the new parameters up or down by chance, so that they are right on average.
+    """Round the new parameters up or down at random, so that they are right on average.
 
         θ' = a neighbour of θ + u in the dtype of the parameters, with mean θ + u
         u ← θ' − θ
 
     A step far below the spacing of a weight moves it seldom, but then by a whole spacing;
     the mean over steps or over weights is that of exact arithmetic, without any memory.
-    What it costs is noise, of at most half a spacing a step: where there is memory for one
-    more buffer, `compensate_rounding` has none.
+    It costs noise, of at most half a spacing per step: if there is memory for one more
+    buffer, `compensate_rounding` has none.
 
     The chances come from the seed, the step, the leaf's place in the tree and the element's
-    place in its leaf, so that the same seed gives the same run, on any number of devices.
-    Under ``jax.vmap`` each member needs a seed of its own to have chances of its own;
-    inside of ``jax.shard_map`` a place is one in the shard, so shards share their chances.
+    place in its leaf, so the same seed gives the same run on any number of devices. Under
+    ``jax.vmap`` each member needs its own seed to have its own chances. Inside
+    ``jax.shard_map`` an element's place is that in the shard, so shards share chances.
 
-    Place in the chain: last, behind the sign flip, inside of `in_float32`:
-    ``in_float32(chain(adamw(…), round_stochastically(0)))``. The updates are to be added as
-    ``optax.apply_updates`` does. A weight that shrinks to less than half in one step gets
-    its update rounded to nearest where gradients are in low precision.
+    Add the updates by ``optax.apply_updates``. A weight that shrinks to less than half in
+    one step gets its update rounded to nearest if gradients are in low precision too.
 
     Args:
-      seed: an integer.
+      optimizer: See `compensate_rounding`.
+      seed: an integer in [0, 2³²).
 
     Returns:
-      A transformation with state `precision.KeyState`; leaves in float32 or wider are left
-      as they are.
+      An optimizer with state `optwd.KeyState`; leaves in float32 or wider are left as they
+      are.
 
     Raises:
       TypeError: a seed that is not an integer.
-      ValueError: ``update`` without parameters; gradients that do not fit them.
+      ValueError: a seed out of range; ``update`` without parameters; gradients that do not
+        fit them.
 
     >>> import jax.numpy as jnp, optax
-    >>> rounding, theta = round_stochastically(0), jnp.ones(10_000, jnp.bfloat16)
-    >>> u, _ = rounding.update(jnp.full(10_000, -1e-3), rounding.init(theta), theta)
+    >>> theta = jnp.ones(10_000, jnp.bfloat16)
+    >>> rounding = round_stochastically(optax.sgd(1e-3), seed=0)
+    >>> u, _ = rounding.update(jnp.ones(10_000), rounding.init(theta), theta)
     >>> theta = optax.apply_updates(theta, u)
     >>> print(jnp.unique(theta), theta.astype(float).mean().round(4))
     [0.996094 1] 0.999
@@ -269,7 +274,7 @@ def round_stochastically(
 
 
 def _rounded_weight(u, p, weight, s):
-    return (p + u,)
+    return (_rounding.two_sum(p, u),)
 
 
 def _difference(u, p, weight, s):

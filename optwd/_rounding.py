@@ -1,9 +1,4 @@
-"""Rounding by chance, so that it is right on average.
-
-A number between two others of its dtype goes up or down, the nearer the likelier. On the
-bits of a float32 this is one addition: of a random number below the last bit that stays,
-before what is behind that bit is cut off. It holds for every sign, exponent and carry.
-"""
+"""Rounding to a narrower dtype: to nearest, or up or down so that the mean is exact."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,15 +8,16 @@ import jax.numpy as jnp
 
 # x, the dtype in which it is kept, and what its chance is drawn from
 Store = Callable[[jax.Array, Any, Any], jax.Array]
-BITS = 32  # of a chance, which is an unsigned integer: chance / 2³² is in [0, 1)
+BITS = 32  # of a chance, an unsigned integer: chance / 2³² is in [0, 1)
 
 
 def nearest(x: jax.Array, dtype: Any, chance: Any = None) -> jax.Array:
-    """`x` to the nearest number of that dtype, kept in its own.
+    """`x` rounded to the nearest number of that dtype, returned in its own.
 
     XLA may drop a cast down and up. It does not drop `reduce_precision`, which however
     takes subnormals for 0: those of float16 are weights like any other.
     """
+    del chance
     if jnp.iscomplexobj(x):
         return jax.lax.complex(nearest(x.real, dtype), nearest(x.imag, dtype))
     to = jnp.finfo(dtype)
@@ -30,25 +26,6 @@ def nearest(x: jax.Array, dtype: Any, chance: Any = None) -> jax.Array:
     if quantum < jnp.finfo(x.dtype).tiny:
         return normal
     return jnp.where(jnp.abs(x) < float(to.tiny), jnp.round(x / quantum) * quantum, normal)
-
-
-def by_chance(x: jax.Array, dtype: Any, chance: jax.Array) -> jax.Array:
-    """The neighbours of a float32 in a narrower dtype, one by chance; kept in float32."""
-    to = jnp.finfo(dtype)
-    cut = jnp.finfo(x.dtype).nmant - to.nmant
-    chance = chance >> (BITS - cut)
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    bits = (bits + chance) & jnp.uint32(2**BITS - 2**cut)
-    result = jax.lax.bitcast_convert_type(bits, x.dtype)
-    if (quantum := float(to.smallest_subnormal)) >= jnp.finfo(x.dtype).tiny:  # float16
-        subnormal = jnp.floor(x / quantum + chance.astype(x.dtype) * 2.0**-cut) * quantum
-        result = jnp.where(jnp.abs(x) < float(to.tiny), subnormal, result)
-    return jnp.where(jnp.isnan(x), x, result)  # whose bits may be all ones
-
-
-def for_step(step: jax.Array) -> jax.Array:
-    """One chance for each step: multiples of the golden ratio, evenly spread over time."""
-    return step.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
 
 
 def by_step(x: jax.Array, dtype: Any, step: jax.Array | None) -> jax.Array:
@@ -61,11 +38,46 @@ def by_step(x: jax.Array, dtype: Any, step: jax.Array | None) -> jax.Array:
     return by_chance(x.astype(jnp.float32), dtype, for_step(step)).astype(dtype)
 
 
-def by_element(x: jax.Array, dtype: Any, words: jax.Array) -> jax.Array:
-    """`x` in `dtype`, every element by a chance of its own."""
-    return by_chance(x.astype(jnp.float32), dtype, for_elements(words, x.shape)).astype(
-        dtype
-    )
+def by_element(x: tuple[jax.Array, jax.Array], dtype: Any, words: jax.Array) -> jax.Array:
+    """A `two_sum` in `dtype`, every element by a chance of its own."""
+    total, lost = x
+    chance = for_elements(words, total.shape)
+    # First to float32, in which it may not fit either: unbiased twice is unbiased.
+    beyond = jnp.nextafter(total, jnp.where(lost > 0, jnp.inf, -jnp.inf))
+    share = hashed(chance).astype(total.dtype) * 2.0**-BITS
+    total = jnp.where(share * jnp.abs(beyond - total) < jnp.abs(lost), beyond, total)
+    return by_chance(total, dtype, chance).astype(dtype)
+
+
+def two_sum(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sum, and what rounding takes from it (Knuth, exact)."""
+    total = x + y
+    moved = total - x
+    return total, (x - (total - moved)) + (y - moved)
+
+
+def by_chance(x: jax.Array, dtype: Any, chance: jax.Array) -> jax.Array:
+    """One of the two neighbours of a float32 in a narrower dtype, returned in float32.
+
+    The nearer it is, the likelier. On the bits of a float32 that is one addition: of a
+    random number below the last bit that stays, before the bits after it are cut off. It
+    holds for every sign, exponent and carry.
+    """
+    to = jnp.finfo(dtype)
+    cut = jnp.finfo(x.dtype).nmant - to.nmant
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    bits = (bits + (chance >> (BITS - cut))) & jnp.uint32(2**BITS - 2**cut)
+    result = jax.lax.bitcast_convert_type(bits, x.dtype)
+    if (quantum := float(to.smallest_subnormal)) >= jnp.finfo(x.dtype).tiny:  # float16
+        below = jnp.floor(x / quantum)
+        up = (chance >> 8).astype(x.dtype) * 2.0**-24 < x / quantum - below
+        result = jnp.where(jnp.abs(x) < float(to.tiny), (below + up) * quantum, result)
+    return jnp.where(jnp.isnan(x), x, result)  # whose bits may be all ones
+
+
+def for_step(step: jax.Array) -> jax.Array:
+    """One chance per step: multiples of the golden ratio, evenly spread over time."""
+    return step.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
 
 
 def key(seed: Any) -> jax.Array:
@@ -74,13 +86,13 @@ def key(seed: Any) -> jax.Array:
 
 
 def words(key: jax.Array, step: jax.Array, leaves: int) -> jax.Array:
-    """Two random words for each leaf at this step, of shape (leaves, 2), by threefry."""
+    """Two random words per leaf at this step, of shape (leaves, 2), by threefry."""
     at_step = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), step)
     return jax.random.bits(at_step, (leaves, 2), jnp.uint32)
 
 
 def for_elements(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """One chance for each element of a leaf: a hash of its position and the two words.
+    """One chance per element of a leaf: a hash of its position and the two words.
 
     Threefry for each element would cost more than the rest of the step. The position is
     known wherever the element is, so a sharded leaf needs no communication. The constants
@@ -93,3 +105,9 @@ def for_elements(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         stride *= shape[axis]
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D) + words[1]
     return (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)  # its upper half is the random one
+
+
+def hashed(chance: jax.Array) -> jax.Array:
+    """Another chance, as good as independent of this one."""
+    x = (chance ^ (chance >> 16)) * jnp.uint32(0x7FEB352D)
+    return (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
