@@ -8,6 +8,7 @@ from optwd import compat as compat
 from optwd import decay as decay
 from optwd import masks as masks
 from optwd import rates as rates
+from optwd._diagnose import diagnose as diagnose
 from optwd._l2 import add_l2 as add_l2
 from optwd._moments import scale_by_adam as scale_by_adam
 from optwd._moments import scale_by_amsgrad as scale_by_amsgrad
@@ -15,6 +16,7 @@ from optwd._moments import trace as trace
 from optwd._monitor import MonitorState as MonitorState
 from optwd._monitor import metrics as metrics
 from optwd._monitor import monitor as monitor
+from optwd._monitor import monitor_decay as monitor_decay
 from optwd._monitor import monitor_rounding as monitor_rounding
 from optwd._optimizers import adam as adam
 from optwd._optimizers import adam_l2 as adam_l2
@@ -31,6 +33,7 @@ from optwd._precision import ResidualState as ResidualState
 from optwd._precision import compensate_rounding as compensate_rounding
 from optwd._precision import in_float32 as in_float32
 from optwd._precision import round_stochastically as round_stochastically
+from optwd._rotation import monitor_rotation as monitor_rotation
 from optwd._rule import DecayState as DecayState
 from optwd._serialization import register_for_export as register_for_export
 from optwd._tabulate import tabulate as tabulate

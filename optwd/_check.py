@@ -35,7 +35,13 @@ def number(
     if isinstance(value, Tracer):
         return value
     if not (0.0 <= float(value) < below or (closed and float(value) == below)):
-        raise ValueError(f"{name} must be in {domain}, got {value!r}.")
+        hint = ""
+        if _dtypes.is_narrow(value):
+            hint = (
+                " It was rounded to low precision: give optax.inject_hyperparams "
+                "hyperparam_dtype=jnp.float32."
+            )
+        raise ValueError(f"{name} must be in {domain}, got {value!r}.{hint}")
     return float(value)
 
 
@@ -52,6 +58,8 @@ def integer(name: str, value: Any) -> Any:
 
 def rate(name: str, value: Any) -> Any:
     """A schedule (any callable of the step), unchanged, or a checked `number`."""
+    if not callable(value) and not is_real(value):
+        raise TypeError(f"{name} must be a number or a schedule, got {value!r}.")
     return value if callable(value) else number(name, value)
 
 

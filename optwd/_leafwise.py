@@ -63,6 +63,10 @@ def _on_leaf(
         new = stage(u, *params, *now, s)
         now = tuple(map(stored, new, now, state, store))
     new = read(u, *params, *now, s)
+    if new is None:
+        raise TypeError(
+            f"{getattr(read, '__name__', read)} returned None; a rule returns the new u."
+        )
     if jnp.shape(new) != u.shape:
         raise ValueError(
             f"{getattr(read, '__name__', read)} turned a leaf of shape {u.shape} into "

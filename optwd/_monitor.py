@@ -1,4 +1,4 @@
-"""Measuring: what a part of a chain did in the last step."""
+"""Measuring: what a part of an optimizer did in the last step."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,10 +11,10 @@ from optwd import _check, _measure, _paths
 
 
 class MonitorState(NamedTuple):
-    """What was measured in the last step, beside the state of what was measured.
+    """What was measured in the last step, and the state of what was measured.
 
     Attributes:
-      inner: the state of the monitored transformation; empty for `monitor_rounding`.
+      inner: the state of the monitored transformation, or what the monitor counts.
       metrics: from names to float32 arrays of shape (); 0 before the first step.
     """
 
@@ -30,48 +30,100 @@ def monitor(
         name/norm_in = ‖u‖    name/norm_added = ‖u' − u‖    name/ratio = added/in
 
     with ``u'`` what the transformation makes of ``u``, and the Euclidean norm over all
-    leaves. Around a decay, the ratio says how strong it is beside the rest of the step.
+    leaves. Around a decay, the ratio says how strong it is beside the rest of the step;
+    for the decay inside a finished optimizer see `monitor_decay`.
 
-    Place in the chain: around any part of it. Where nothing is monitored, nothing is
-    computed; a monitor costs three passes over the updates.
+    A monitor costs three passes over the updates. NaN stays NaN.
 
     Args:
       transformation: any transformation.
-      name: under which `metrics` reports; each monitor needs its own.
+      name: the name under which `metrics` reports; each monitor needs its own.
 
     Returns:
-      The transformation, with state `MonitorState` around its own.
+      The transformation, with state `optwd.MonitorState` around its own.
 
     Raises:
-      ValueError: a name that is not a string or is empty; ``update`` inside of
-        ``jax.shard_map`` where a leaf may be a shard.
+      ValueError: a name that is empty or not a string; ``update`` inside ``jax.shard_map``
+        where a leaf may be a shard.
 
+    >>> import jax.numpy as jnp
     >>> from optwd import decay
     >>> tx, theta = monitor(decay.linear(0.1), "decay"), jnp.array([10.0])
     >>> _, state = tx.update(jnp.array([2.0]), tx.init(theta), theta)
     >>> print({key: float(value) for key, value in metrics(state).items()})
     {'decay/norm_in': 2.0, 'decay/norm_added': 1.0, 'decay/ratio': 0.5}
-
-    Source: none.
     """
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"monitor: name must be a string that says what, got {name!r}.")
     transformation = optax.with_extra_args_support(transformation)
 
-    def measure(norm_in: Any, norm_added: Any) -> dict[str, jax.Array]:
-        ratio = jnp.where(norm_added > 0, norm_added / norm_in, 0)
+    def both(updates: Any, state: Any, params: Any, extra: Any) -> tuple[Any, Any, Any]:
+        new, inner = transformation.update(updates, state, params, **extra)
+        return updates, new, inner
+
+    return _monitored("monitor", name, transformation.init, both)
+
+
+def monitor_decay(
+    optimizer: optax.GradientTransformation, name: str = "decay"
+) -> optax.GradientTransformationExtraArgs:
+    """Measure the decay inside a finished optimizer, and change nothing.
+
+        name/norm_in = ‖Δ(0)‖    name/norm_added = ‖Δ(θ) − Δ(0)‖    name/ratio = added/in
+
+    with ``Δ(θ)`` the optimizer's update and ``Δ(0)`` what it would be for weights of 0,
+    from the same gradients and state. For decay that is decoupled and proportional to the
+    weights that is its exact share, whoever wrote the optimizer. Coupled decay counts as
+    far as it enters through this step's gradient. Under jit the moments are computed once.
+
+    Args:
+      optimizer: a finished optimizer, such as `optwd.adamw` or ``optax.lion``.
+      name: See `monitor`.
+
+    Returns:
+      The optimizer, with state `optwd.MonitorState` around its own.
+
+    Raises:
+      ValueError: as `monitor`; ``update`` without parameters.
+
+    >>> import jax.numpy as jnp, optax
+    >>> tx, theta = monitor_decay(optax.adamw(0.1, weight_decay=0.5)), jnp.array([1.0])
+    >>> _, state = tx.update(jnp.array([3.0]), tx.init(theta), theta)
+    >>> print(metrics(state)["decay/ratio"].round(3))
+    0.5
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def both(updates: Any, state: Any, params: Any, extra: Any) -> tuple[Any, Any, Any]:
+        _check.need_params("monitor_decay", params)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        without, _ = optimizer.update(updates, state, zeros, **extra)
+        new, inner = optimizer.update(updates, state, params, **extra)
+        return without, new, inner
+
+    return _monitored("monitor_decay", name, optimizer.init, both)
+
+
+def _monitored(
+    kind: str, name: str, init_inner: Any, both: Any
+) -> optax.GradientTransformationExtraArgs:
+    """`both` returns the updates before and after what is measured, and its state."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{kind}: name must be a string that says what, got {name!r}.")
+
+    def measured(norm_in: Any, norm_added: Any) -> dict[str, jax.Array]:
+        nothing = norm_added == 0  # and not 0/0
+        ratio = jnp.where(nothing, 0, norm_added / jnp.where(nothing, 1, norm_in))
         values = {"norm_in": norm_in, "norm_added": norm_added, "ratio": ratio}
         return {f"{name}/{key}": value for key, value in values.items()}
 
     def init(params: Any) -> MonitorState:
         zero = jnp.zeros((), jnp.float32)
-        return MonitorState(transformation.init(params), measure(zero, zero))
+        return MonitorState(init_inner(params), measured(zero, zero))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        new, inner = transformation.update(updates, state.inner, params, **extra)
-        _measure.refuse_shards(f"monitor {name!r}", updates, new)
-        measured = measure(_measure.norm(updates), _measure.distance(new, updates))
-        return new, MonitorState(inner, measured)
+        before, new, inner = both(updates, state.inner, params, extra)
+        _measure.refuse_shards(f"{kind} {name!r}", before, new)
+        metrics = measured(_measure.norm(before), _measure.distance(new, before))
+        return new, MonitorState(inner, metrics)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -84,23 +136,23 @@ def monitor_rounding() -> optax.GradientTransformationExtraArgs:
     with the rounding of the parameter's dtype, as in ``optax.apply_updates``. Near 1, the
     parameters stand still: see `optwd.compensate_rounding`.
 
-    Place in the chain: last, where the updates are about to be added; inside `in_float32`,
-    so that it sees them before they are rounded themselves.
+    It stands last, where the updates are about to be added, and inside `in_float32`, so
+    that it sees them before they are rounded themselves:
+    ``in_float32(chain(adamw(…), monitor_rounding()))``.
 
     Returns:
-      A transformation with state `MonitorState` that returns the updates as they are.
+      A transformation with state `optwd.MonitorState` that returns the updates as they are.
 
     Raises:
-      ValueError: ``update`` without parameters, or inside of ``jax.shard_map`` where a leaf
+      ValueError: ``update`` without parameters, or inside ``jax.shard_map`` where a leaf
         may be a shard.
 
+    >>> import jax.numpy as jnp
     >>> tx, theta = monitor_rounding(), jnp.ones(4, jnp.bfloat16)
     >>> u = jnp.array([1e-4, 1e-3, 1e-2, 1e-1])
     >>> _, state = tx.update(u, tx.init(theta), theta)
     >>> print(metrics(state)["rounding/lost"])
     0.5
-
-    Source: none.
     """
 
     def init(params: Any) -> MonitorState:
@@ -123,20 +175,26 @@ def metrics(state: Any) -> dict[str, jax.Array]:
     Args:
       state: the state of an optimizer, of any depth (``optax.chain``, ``partition``,
         ``masked``, ``MultiSteps``, ``inject_hyperparams``, …), an ``nnx.Optimizer``, or
-        whatever else holds one.
+        anything else that holds one.
 
     Returns:
-      A new dict from names to arrays of shape (), empty where nothing is monitored. No
-      device is waited for.
+      A new dict from names to arrays of shape (), empty if nothing is monitored. It does
+      not wait for the device.
 
     Raises:
-      ValueError: two monitors of one name.
+      TypeError: no state, but an optimizer or a number.
+      ValueError: two monitors with one name.
 
+    >>> import jax.numpy as jnp, optax
     >>> metrics(optax.chain(optax.scale(1), monitor_rounding()).init(jnp.ones(2)))
     {'rounding/lost': Array(0., dtype=float32)}
-
-    Source: none.
     """
+    is_optimizer = isinstance(state, optax.GradientTransformation)
+    if is_optimizer or jax.tree_util.all_leaves([state]):
+        raise TypeError(
+            "metrics takes the state of an optimizer, as optimizer.init(params) returns "
+            f"it, got {type(state).__name__}."
+        )
     found: dict[str, jax.Array] = {}
     for monitored in _paths.instances(state, MonitorState):
         for name, value in monitored.metrics.items():

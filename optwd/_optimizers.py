@@ -424,6 +424,12 @@ def with_weight_decay(
 
     Source: Loshchilov and Hutter, arXiv 1711.05101, applied to other optimizers.
     """
+    for name, part in {"optimizer": optimizer, "decay": decay}.items():
+        if not (hasattr(part, "init") and hasattr(part, "update")):
+            raise TypeError(
+                f"with_weight_decay: {name} must be a transformation, got {part!r}; write "
+                "with_weight_decay(optax.lion(1e-4), decay.linear(1e-5))."
+            )
     return optax.chain(optimizer, optax.scale(-1), decay, optax.scale(-1))
 
 

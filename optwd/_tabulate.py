@@ -7,8 +7,9 @@ import sys
 from typing import Any
 
 import jax.numpy as jnp
+import optax
 
-from optwd import _check, _dtypes, masks, rates
+from optwd import _check, _dtypes, _paths, masks, rates
 from optwd._paths import Leaf
 from optwd.masks import MaskLike
 
@@ -58,6 +59,12 @@ def tabulate(
 
     Source: none.
     """
+    for node in _paths.instances(params, tuple):
+        if hasattr(optax, type(node).__name__) and hasattr(node, "_fields"):
+            raise TypeError(
+                "tabulate takes the parameters, not an optimizer's state; this holds a "
+                f"{type(node).__name__}."
+            )
     scale = _rate(weight_decay, learning_rate)
     rows = [
         (leaf, factor, why)
@@ -74,6 +81,13 @@ def tabulate(
 
 def _rate(weight_decay: Any, learning_rate: Any) -> float | None:
     """The rate of a leaf with multiplier 1; None if it is not asked for."""
+    given = {"weight_decay": weight_decay, "learning_rate": learning_rate}
+    for name, value in given.items():
+        if callable(value):
+            raise TypeError(
+                f"tabulate: {name} must be a number here, got {value!r}; of a schedule "
+                "give its value at one step, such as schedule(0)."
+            )
     if weight_decay is None and learning_rate is None:
         return None
     if weight_decay is None:

@@ -1,14 +1,9 @@
-"""What is shown of a mask and of a step.
+"""What is measured of a step.
 
-- `tabulate` prints one row a leaf, the same every time: who decays, which pattern decided,
-  how fast, and where rounding would undo it.
 - `monitor` measures what a transformation did, `monitor_rounding` the share of elements
   that a step leaves where they are; neither changes a bit of the step.
 - `metrics` finds both at any depth of a state, and what is off is absent.
 """
-
-import io
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,117 +13,13 @@ import pytest
 from flax import nnx
 
 import optwd
-from optwd import decay, masks, metrics, monitor, monitor_rounding, tabulate
+from optwd import decay, metrics, monitor, monitor_rounding
 
 PARAMS = {
     "embed": {"embedding": jnp.ones((10, 4), jnp.bfloat16)},
     "head": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)},
     "steps": jnp.ones((), jnp.int32),
 }
-
-
-# --- tabulate ------------------------------------------------------------------------
-
-
-def test_the_table_in_full():
-    mask = masks.multipliers({"head/kernel": 100.0, "**/embedding": 0.1})
-    assert tabulate(PARAMS, mask, weight_decay=0.1, learning_rate=1e-3).splitlines() == [
-        "leaf             shape    dtype     elements  decay  decided by          "
-        "per step  half-life",
-        "embed/embedding  (10, 4)  bfloat16        40    0.1  **/embedding        "
-        " ! 1e-05     69,314",
-        "head/bias        (2,)     float32          2      –  default             "
-        "       –          –",
-        "head/kernel      (4, 2)   float32          8    100  head/kernel         "
-        "    0.01         69",
-        "steps            ()       int32            1      –  not floating point  "
-        "       –          –",
-        "decayed: 2 leaves, 48 elements; not decayed: 2 leaves, 3 elements",
-        "! 1 bfloat16: below half an ulp (0.0039), so plain rounding undoes the decay of "
-        "some weights or all; see optwd.compensate_rounding",
-    ]
-
-
-def test_without_rates_there_are_no_rates():
-    table = tabulate(PARAMS)
-    assert table.splitlines()[0].split() == [
-        "leaf",
-        "shape",
-        "dtype",
-        "elements",
-        "decay",
-        "decided",
-        "by",
-    ]
-    assert table.splitlines()[-1].startswith("decayed: 3 leaves, 50 elements")
-    assert table == tabulate(jax.eval_shape(lambda: PARAMS))
-    assert tabulate({}) == (
-        "leaf  shape  dtype  elements  decay  decided by\n"
-        "decayed: 0 leaves, 0 elements; not decayed: 0 leaves, 0 elements"
-    )
-
-
-def test_undecided_leaves_are_listed():
-    lines = tabulate({"A_log": jnp.ones((3, 2))}, masks.standard(), weight_decay=1.0)
-    assert lines.splitlines()[1].split()[-4:] == ["?", "undecided", "–", "–"]
-    assert lines.splitlines()[2].endswith("undecided: 1 leaf, 6 elements")
-    with pytest.raises(masks.MaskError, match="nearest: A_log"):
-        tabulate({"A_log": jnp.ones(3)}, masks.path("A_lag"))
-
-
-@pytest.mark.parametrize(
-    ("rate", "half_life"),
-    [(1e-4, "6,931"), (0.5, "1"), (0.75, "0.5"), (1.0, "0"), (1.1, "flips")],
-)
-def test_half_life(rate, half_life):
-    table = tabulate({"w": 1.0}, weight_decay=rate)
-    assert table.splitlines()[1].split()[-1] == half_life
-    if rate < 1:  # by its definition
-        steps = np.log(0.5) / np.log1p(-rate)
-        assert float(half_life.replace(",", "")) == pytest.approx(steps, rel=1e-4)
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-def test_the_warning_begins_where_rounding_begins_to_lose(dtype):
-    """Above half an ulp every weight moves; below, some weight does not."""
-    eps = float(jnp.finfo(dtype).eps)
-    weights, half = jnp.asarray([1.0, 1 + eps, 1.5, 2 - eps], dtype), eps / 2
-    for rate, warned in ((half * 0.9, True), (half, False), (half * 1.1, False)):
-        exact = np.asarray(weights, np.float64) * (1 - rate)
-        moved = exact.astype(weights.dtype) != np.asarray(weights)
-        assert (not moved.all()) == warned
-        assert ("!" in tabulate({"w": weights}, weight_decay=rate)) == warned
-
-
-def test_bad_rates():
-    with pytest.raises(ValueError, match="give both"):
-        tabulate(PARAMS, learning_rate=0.1)
-    with pytest.raises(ValueError, match="weight_decay must be in"):
-        tabulate(PARAMS, weight_decay=-0.1)
-    with pytest.raises(TypeError, match="learning_rate must be a real number"):
-        tabulate(PARAMS, weight_decay=0.1, learning_rate=optax.constant_schedule(0.1))
-
-
-def test_a_terminal_gets_colour_and_the_same_words(monkeypatch):
-    pytest.importorskip("rich")
-    params = {**PARAMS, "A_log": jnp.ones((3, 2))}
-    plain = tabulate(params, masks.standard(), weight_decay=0.1)
-
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    from rich.text import Text
-
-    coloured = tabulate(params, masks.standard(), weight_decay=0.1)
-    assert "\x1b[31m" in coloured  # red
-    shown = Text.from_ansi(coloured).plain.splitlines()
-    assert [line.rstrip() for line in shown] == plain.splitlines()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert tabulate(params, masks.standard(), weight_decay=0.1) == plain
 
 
 # --- monitor -------------------------------------------------------------------------
@@ -324,13 +215,66 @@ def test_a_monitor_passes_extra_arguments():
     assert metrics(state)["scaled/norm_added"] == 4.0
 
 
-def test_the_tour_tells_the_same_of_every_framework():
-    pytest.importorskip("haiku")
-    pytest.importorskip("equinox")
-    import masks_tour
+# --- NaN ---------------------------------------------------------------------------------
 
-    *frameworks, weighted = masks_tour.main([]).values()
-    assert len(frameworks) == 4
-    for table in frameworks:  # the attention of Equinox has no biases by default
-        assert "decayed: 5 leaves, 1,056 elements; not decayed: " in table
-    assert "decayed: 6 leaves, 1,856 elements; not decayed: 7 leaves, 148 " in weighted
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_what_is_not_a_number_stays_so(bad):
+    tx, theta = monitor(decay.linear(0.1), "decay"), jnp.ones(2)
+    _, state = tx.update(jnp.array([bad, 1.0]), tx.init(theta), theta)
+    assert not np.isfinite(metrics(state)["decay/norm_in"])
+    assert np.isnan(metrics(state)["decay/ratio"])
+    assert np.isnan(metrics(state)["decay/norm_added"])
+
+
+def test_nothing_is_divided_by_nothing():
+    tx, theta = monitor(decay.linear(0.1), "decay"), jnp.zeros(2)
+    with jax.debug_nans(True):
+        state = tx.init(theta)
+        _, state = tx.update(jnp.zeros(2), state, theta)
+    assert metrics(state)["decay/ratio"] == 0
+    _, state = tx.update(jnp.zeros(2), state, jnp.ones(2))  # decay alone
+    assert metrics(state)["decay/ratio"] == np.inf
+
+
+# --- the decay inside a finished optimizer -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda wd: optwd.adamw(0.01, weight_decay=wd),
+        lambda wd: optwd.sgdw(0.01, 0.9, weight_decay=wd),
+        lambda wd: optax.adamw(0.01, weight_decay=wd),
+        lambda wd: optax.lion(0.01, weight_decay=wd),
+    ],
+    ids=["adamw", "sgdw", "optax.adamw", "optax.lion"],
+)
+def test_the_share_of_decay(make):
+    rng = np.random.default_rng(0)
+    theta = {"w": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32), "b": jnp.ones(3)}
+    plain, tx = make(0.1), optwd.monitor_decay(make(0.1))
+    state, bare = tx.init(theta), plain.init(theta)
+    step = jax.jit(tx.update)
+    for seed in range(3):
+        g = jax.tree.map(lambda p, seed=seed: jnp.sin(p * 7 + seed), theta)
+        u, state = step(g, state, theta)
+        expected, bare = plain.update(g, bare, theta)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), u, expected)
+        flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(theta)])
+        recorded = metrics(state)
+        np.testing.assert_allclose(
+            recorded["decay/norm_added"], 0.01 * 0.1 * np.linalg.norm(flat), rtol=1e-4
+        )
+        np.testing.assert_allclose(
+            recorded["decay/ratio"],
+            recorded["decay/norm_added"] / recorded["decay/norm_in"],
+            rtol=1e-6,
+        )
+        theta = optax.apply_updates(theta, u)
+
+
+@pytest.mark.parametrize("state", [1.0, optax.adam(0.1), jnp.ones(3)])
+def test_metrics_of_no_state(state):
+    with pytest.raises(TypeError, match=r"the state of an optimizer, .* got "):
+        metrics(state)

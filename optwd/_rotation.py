@@ -1,0 +1,139 @@
+"""Measuring rotation: is weight decay at its equilibrium?"""
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from optwd import _check, _dtypes, _leafwise, _measure, _paths, masks
+from optwd._check import ScalarOrSchedule
+from optwd._monitor import MonitorState
+from optwd.masks import MaskLike
+
+
+def monitor_rotation(
+    learning_rate: ScalarOrSchedule,
+    weight_decay: ScalarOrSchedule,
+    b1: ArrayLike = 0.9,
+    *,
+    groups: Mapping[str, MaskLike] | None = None,
+    stacked: str | Iterable[str] = (),
+) -> optax.GradientTransformationExtraArgs:
+    """Measure how fast matrices rotate and how large they are, beside what theory predicts.
+
+        rotation/group/angle = mean angle between θ and θ + Δ, in radians
+        rotation/group/rms = mean root mean square of θ
+        rotation/group/angle_ratio = angle / √(2ρ(1 − b1)/(1 + b1))
+        rotation/group/rms_ratio = rms / √(η²/(2ρ)),     ρ = ηλ
+
+    averaged over the matrices of a group, with ``Δ`` the update that is about to be added.
+    The predictions are those of AdamW at equilibrium, where what decay takes from a
+    scale-invariant matrix is what steps add to it. Ratios of 1 are equilibrium: decay then
+    sets the effective learning rate. Far from 1 it is still on its way there; and matrices
+    that are not scale-invariant, or whose gradients agree from step to step, stay off 1.
+
+    It stands last: ``chain(adamw(…), monitor_rotation(η, λ))``. It costs one pass over
+    parameters and updates.
+
+    Args:
+      learning_rate: η, as given to the optimizer: a number, or a schedule of the step.
+      weight_decay: λ, such that the decay per step is ηλ: a number, or a schedule. For
+        ``scaled_by="schedule"`` that is λ/η_max.
+      b1: the optimizer's, in [0, 1).
+      groups: from names to masks; None is ``{"all": masks.ndim(2)}``.
+      stacked: globs; each takes one leading axis off the leaves that it matches, so that a
+        stack of layers is as many matrices. See `masks.ndim`.
+
+    Returns:
+      A transformation with state `optwd.MonitorState` that returns the updates as they are.
+
+    Raises:
+      ValueError: ``update`` without parameters; a mask or glob that does not fit; a group
+        without leaves; ``update`` inside ``jax.shard_map`` where a leaf may be a shard.
+
+    >>> import jax.numpy as jnp
+    >>> from optwd import metrics
+    >>> tx, theta = monitor_rotation(0.01, 0.1), {"w": jnp.array([[3.0, 4.0]])}
+    >>> _, state = tx.update({"w": jnp.array([[-4.0, 3.0]])}, tx.init(theta), theta)
+    >>> print(metrics(state)["rotation/all/angle"].round(4))  # 45 degrees
+    0.7854
+
+    Source: Kosson, Messmer and Jaggi, arXiv 2305.17212, Table 1.
+    """
+    eta = _check.rate("learning_rate", learning_rate)
+    lamda = _check.rate("weight_decay", weight_decay)
+    b1 = _check.number("b1", b1, below=1.0)
+    share = jnp.sqrt((1 - b1) / (1 + b1))
+    named = {"all": masks.ndim(2, stacked=stacked)} if groups is None else dict(groups)
+
+    def init(params: Any) -> MonitorState:
+        matrices = _matrices(named, stacked, params)
+        nothing = {
+            f"rotation/{group}/{key}": jnp.zeros((), jnp.float32)
+            for group in matrices
+            for key in ("angle", "rms", "angle_ratio", "rms_ratio", "decay")
+        }
+        return MonitorState(jnp.zeros([], jnp.int32), nothing)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        del extra
+        _check.need_params("monitor_rotation", params)
+        _measure.refuse_shards("monitor_rotation", updates, params)
+        step = _check.at_step("learning_rate", eta, state.inner)
+        rho = step * _check.at_step("weight_decay", lamda, state.inner)
+        weights, treedef = jax.tree.flatten(params)
+        moves = _paths.align("updates", updates, params, treedef)
+        recorded = {}
+        for group, members in _matrices(named, stacked, params).items():
+            measured = [_measured(weights[i], moves[i], depth) for i, depth in members]
+            count = sum(angles.size for angles, _ in measured)
+            angle = sum(jnp.sum(angles) for angles, _ in measured) / count
+            rms = sum(jnp.sum(sizes) for _, sizes in measured) / count
+            speed = jnp.sqrt(jnp.asarray(2 * rho))
+            values = {
+                "angle": angle,
+                "rms": rms,
+                "angle_ratio": angle / (speed * share),
+                "rms_ratio": rms * speed / step,
+                "decay": rho,
+            }
+            recorded |= {
+                f"rotation/{group}/{key}": jnp.asarray(value, jnp.float32)
+                for key, value in values.items()
+            }
+        return updates, MonitorState(_leafwise.increment(state.inner), recorded)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _matrices(
+    groups: Mapping[str, MaskLike], stacked: str | Iterable[str], params: Any
+) -> dict[str, list[tuple[int, int]]]:
+    """The places of the leaves of each group, each with its number of stacked axes."""
+    depths = jax.tree.leaves(_measure.depths("monitor_rotation", stacked, params))
+    inexact = [_dtypes.is_inexact(p) for p in jax.tree.leaves(params)]
+    members = {}
+    for group, mask in groups.items():
+        factors = jax.tree.leaves(masks.resolve(mask, params))
+        members[group] = [(i, depths[i]) for i, k in enumerate(factors) if k and inexact[i]]
+        if not members[group]:
+            raise ValueError(
+                f"monitor_rotation: the group {group!r} has no leaves; give groups= masks "
+                "that match some."
+            )
+    return members
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _measured(p: Any, u: Any, depth: int) -> tuple[jax.Array, jax.Array]:
+    """The angle between p and p + u, and the root mean square of p, of each matrix."""
+    p, u = _dtypes.widened(p, u)
+    size = _measure.norms(p, depth)
+    direction = p / _measure.over(jnp.where(size > 0, size, 1), p)
+    along = jnp.sum((direction.conj() * u).real, axis=tuple(range(depth, p.ndim)))
+    across = _measure.norms(u - direction * _measure.over(along, p), depth)
+    return jnp.arctan2(across, size + along), size / max(_measure.size(p, depth), 1) ** 0.5

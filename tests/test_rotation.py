@@ -1,0 +1,195 @@
+"""Rotation and size of matrices, beside what theory predicts, and what is said of them.
+
+- `monitor_rotation` is the angle between θ and θ + Δ and the root mean square of θ, per
+  matrix of a stack, averaged by groups, against NumPy in float64; small angles keep their
+  digits; the predictions are those of the learning rate at the step.
+- At equilibrium (random gradients, scale-invariant weights) its ratios are 1.
+- It changes nothing, keeps its structure, and refuses what it cannot measure.
+- `diagnose` says each thing that it knows, and nothing else.
+"""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optwd
+from optwd import masks, metrics
+
+ETA, LAMBDA = 0.01, 0.1
+
+
+def angle(x, y):
+    x, y = (np.float64(np.asarray(a)).ravel() for a in (x, y))
+    unit, other = x / np.linalg.norm(x), y / np.linalg.norm(y)
+    return 2 * np.arctan2(np.linalg.norm(unit - other), np.linalg.norm(unit + other))
+
+
+def measured(tx, updates, params):
+    new, state = jax.jit(tx.update)(updates, tx.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, new, updates)
+    return {name: float(value) for name, value in metrics(state).items()}
+
+
+def normal(shape, scale=1.0, seed=0):
+    rng = np.random.default_rng([seed, *shape])
+    return jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("step", [1.0, 1e-2, 1e-5])
+def test_each_matrix_of_a_stack(step):
+    params = {"stack": normal((3, 4, 5)), "w": normal((6, 2), 10.0), "b": normal((5,))}
+    updates = jax.tree.map(lambda p: normal(p.shape, step, seed=1), params)
+    tx = optwd.monitor_rotation(ETA, LAMBDA, stacked="stack")
+    got = measured(tx, updates, params)
+    matrices = [*zip(params["stack"], updates["stack"], strict=True)]
+    matrices.append((params["w"], updates["w"]))
+    angles = [angle(p, np.float64(p) + np.float64(u)) for p, u in matrices]
+    sizes = [np.sqrt(np.mean(np.float64(p) ** 2)) for p, _ in matrices]
+    expected = {
+        "angle": np.mean(angles),
+        "rms": np.mean(sizes),
+        "angle_ratio": np.mean(angles) / np.sqrt(2 * ETA * LAMBDA * 0.1 / 1.9),
+        "rms_ratio": np.mean(sizes) / np.sqrt(ETA / (2 * LAMBDA)),
+        "decay": ETA * LAMBDA,
+    }
+    assert got.keys() == {f"rotation/all/{key}" for key in expected}
+    for key, value in expected.items():
+        np.testing.assert_allclose(got[f"rotation/all/{key}"], value, rtol=2e-6)
+
+
+def test_groups_and_the_learning_rate_of_the_step():
+    params = {"head": {"kernel": normal((3, 3))}, "body": {"kernel": normal((2, 2), 2.0)}}
+    updates = jax.tree.map(lambda p: -0.1 * jnp.roll(p, 1), params)
+    tx = optwd.monitor_rotation(
+        optax.linear_schedule(0.0, 1.0, 10),
+        LAMBDA,
+        b1=0.5,
+        groups={"head": masks.path("head/**"), "every": None},
+    )
+    state = tx.init(params)
+    for _ in range(6):  # the sixth step has the learning rate 0.5
+        _, state = tx.update(updates, state, params)
+    got = {name: float(value) for name, value in metrics(state).items()}
+    head, body = (
+        angle(params[part]["kernel"], params[part]["kernel"] + updates[part]["kernel"])
+        for part in ("head", "body")
+    )
+    np.testing.assert_allclose(got["rotation/head/angle"], head, rtol=2e-6)
+    np.testing.assert_allclose(got["rotation/every/angle"], (head + body) / 2, rtol=2e-6)
+    predicted = np.sqrt(2 * 0.5 * LAMBDA * 0.5 / 1.5)
+    np.testing.assert_allclose(
+        got["rotation/head/angle_ratio"], head / predicted, rtol=2e-6
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_sizes_at_the_edge_of_float32(scale):
+    params, updates = normal((4, 4), scale), normal((4, 4), 0.1 * scale, seed=1)
+    got = measured(optwd.monitor_rotation(ETA, LAMBDA), updates, params)
+    exact = angle(params, np.float64(params) + np.float64(updates))
+    np.testing.assert_allclose(got["rotation/all/angle"], exact, rtol=2e-6)
+    np.testing.assert_allclose(
+        got["rotation/all/rms"], np.sqrt(np.mean(np.float64(params) ** 2)), rtol=2e-6
+    )
+
+
+def test_weights_of_zero_and_steps_of_zero():
+    zero, one = jnp.zeros((2, 2)), jnp.ones((2, 2))
+    tx = optwd.monitor_rotation(ETA, LAMBDA)
+    assert measured(tx, zero, one)["rotation/all/angle"] == 0
+    assert measured(tx, -0.5 * one, one)["rotation/all/angle"] == 0  # only smaller
+    assert math.isfinite(measured(tx, one, zero)["rotation/all/angle"])
+    assert measured(tx, zero, zero)["rotation/all/rms"] == 0
+
+
+def test_ratios_are_one_at_equilibrium():
+    """16 matrices, gradients that are random and orthogonal to them, at ηλ = 0.005."""
+    eta, decay, steps = 0.05, 0.1, 3000
+    tx = optax.chain(
+        optwd.adamw(eta, weight_decay=decay),
+        optwd.monitor_rotation(eta, decay, stacked="**"),
+    )
+
+    def body(carry, key):
+        theta, state = carry
+        g = jax.random.normal(key, theta.shape)
+        square = jnp.sum(theta**2, (1, 2), keepdims=True)
+        g = g - theta * jnp.sum(g * theta, (1, 2), keepdims=True) / square
+        u, state = tx.update(g / jnp.sqrt(square), state, theta)
+        recorded = metrics(state)
+        ratios = recorded["rotation/all/angle_ratio"], recorded["rotation/all/rms_ratio"]
+        return (optax.apply_updates(theta, u), state), ratios
+
+    theta = normal((16, 16, 16))
+    keys = jax.random.split(jax.random.key(0), steps)
+    _, ratios = jax.lax.scan(body, (theta, tx.init(theta)), keys)
+    angles, sizes = (np.asarray(r, np.float64)[steps // 2 :].mean() for r in ratios)
+    np.testing.assert_allclose([angles, sizes], 1, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"groups": {"none": masks.ndim(3)}}, "the group 'none' has no leaves"),
+        ({"stacked": "blocks/**"}, "'blocks/\\*\\*' matches no leaf"),
+    ],
+)
+def test_what_cannot_be_measured(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        optwd.monitor_rotation(ETA, LAMBDA, **arguments).init({"w": jnp.ones((2, 2))})
+
+
+def test_it_needs_the_parameters():
+    tx = optwd.monitor_rotation(ETA, LAMBDA)
+    with pytest.raises(ValueError, match="monitor_rotation needs the parameters"):
+        tx.update(jnp.ones((2, 2)), tx.init(jnp.ones((2, 2))))
+
+
+# --- diagnose ----------------------------------------------------------------------------
+
+
+def recorded(**values):
+    names = {name.replace("__", "/"): jnp.float32(x) for name, x in values.items()}
+    return optwd.MonitorState((), names)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"decay__ratio": 0.5, "rounding__lost": 0.1}, []),
+        ({"decay__ratio": 1.5}, ["decay/ratio is 1.5: decay moves"]),
+        ({"decay__ratio": math.nan}, ["decay/ratio is nan: gradients or weights"]),
+        ({"rounding__lost": 0.97}, ["rounding/lost is 97%: these elements"]),
+        ({"rotation__a__rms_ratio": 1.05, "rotation__a__decay": 1e-3}, []),
+        (
+            {"rotation__a__rms_ratio": 3.0, "rotation__a__decay": 1e-3},
+            ["rotation/a: the weights are 3 times .* 1,845 steps away, more than the 100"],
+        ),
+        (
+            {"rotation__a__angle": 0.1, "rotation__b__angle": 0.01},
+            ["rotation/b/angle is 0.01, 10 times slower than rotation/a/angle"],
+        ),
+        ({"rotation__a__angle": 0.1, "rotation__b__angle": 0.02}, []),
+    ],
+)
+def test_what_is_said(values, said):
+    got = optwd.diagnose(recorded(**values), steps_left=100)
+    assert len(got) == len(said)
+    for text, pattern in zip(got, said, strict=True):
+        assert re.match(pattern, text), text
+
+
+def test_the_steps_to_equilibrium():
+    """The mean square approaches 1 by the factor 1 − 2ρ: 1845 steps take 9 to 1.2."""
+    mean_square = 1 + 8 * (1 - 2e-3) ** 1845
+    assert mean_square == pytest.approx(1.2, abs=2e-3)
+
+
+def test_nothing_monitored():
+    with pytest.raises(ValueError, match="nothing is monitored"):
+        optwd.diagnose(optwd.adamw(0.1).init(jnp.ones(2)))
