@@ -252,7 +252,7 @@ def log(b: Any) -> Any:
     b = b.astype(_dtypes.at_least_float32(b.dtype))
     # 1 − b is exact, so this matches the factor that moves the moment; and the derivative
     # is finite at b = 0.
-    small = jnp.log(jnp.minimum(b, 0.5) + jnp.finfo(b.dtype).tiny)
+    small = jnp.log(jnp.minimum(b, 0.5) + 1e-30)
     return jnp.where(b < 0.5, small, jnp.log1p(jnp.maximum(b, 0.5) - 1))
 
 

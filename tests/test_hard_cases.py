@@ -240,3 +240,62 @@ def test_the_domain_is_in_the_docstring():
     said = " ".join(optwd.decay.__doc__.split())
     assert "After the sign flip it is growth" in said
     assert "with_weight_decay" in said
+
+
+# --- what goes into a finished optimizer, and comes out ----------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "make", [optwd.adam, optwd.adamw, optwd.sgdw], ids=lambda f: f.__name__
+)
+def test_low_precision_gradients_of_float32_weights(make, dtype):
+    """The update is float32, to the last digits, also where float16 would be 0."""
+    rate = 1e-8
+    p = jnp.asarray([1.0, -2.0, 3.0])
+    g = jnp.asarray([1e-3, -3e-2, 30.0], dtype)
+    optimizer = make(rate)
+    u, _ = optimizer.update(g, optimizer.init(p), p)
+    wide, _ = optimizer.update(g.astype(jnp.float32), optimizer.init(p), p)
+    assert u.dtype == jnp.float32
+    np.testing.assert_array_equal(u, wide)
+    assert np.all(np.asarray(u) != 0)
+
+
+def test_a_gradient_of_none_at_the_root():
+    optimizer = optwd.adam(0.1)
+    with pytest.raises(ValueError, match="needs a tree of gradients, got None"):
+        optimizer.update(None, optimizer.init(jnp.ones(2)), jnp.ones(2))
+
+
+def test_the_state_of_another_optimizer():
+    p = jnp.ones(2)
+    with pytest.raises(
+        TypeError, match=r"EmptyState, not DecayState.*compat.optax.state_from"
+    ):
+        optwd.adamw(0.1).update(p, optax.adamw(0.1).init(p), p)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: optwd.with_weight_decay(optax.lion(0.1), 1e-5), "decay must be a transf"),
+        (lambda: optwd.with_weight_decay(1e-5, optax.lion(0.1)), "optimizer must be a tr"),
+        (lambda: optwd.adamw("0.1"), "learning_rate must be a number or a schedule"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_a_rule_that_returns_nothing():
+    tx = optwd.decay.from_rule(lambda u, p, rho: None, 0.1)
+    with pytest.raises(TypeError, match="returned None; a rule returns the new u"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
+
+
+def test_b2_that_rounded_to_one_names_the_way_out():
+    optimizer = optax.inject_hyperparams(optwd.adamw)(0.1)
+    with pytest.raises(ValueError, match="hyperparam_dtype"):
+        optimizer.init(jnp.ones(2, jnp.bfloat16))

@@ -308,3 +308,72 @@ def test_moments_kept_in_low_precision(gradients, moment, limit, dtype):
     exact = np.stack(reference.adam(gradients.astype(np.float64)))[2000:]
     error = np.sqrt(np.mean((got - exact) ** 2) / np.mean(exact**2))
     assert error <= limit
+
+
+@pytest.mark.parametrize("factory", [optwd.adam, optwd.nadam, optwd.amsgrad])
+@pytest.mark.parametrize("b1", [0.0, 0.9])
+@pytest.mark.parametrize("b2", [0.0, 1e-7, 0.3])
+def test_moments_that_hardly_remember(factory, b1, b2):
+    """Written as v + (1 − b2)(g² − v), the second step would go by −1e7."""
+    gradients, m, v, w = [1e4, 1.0, 1e-2], 0.0, 0.0, 0.0
+    optimizer = factory(0.1, b1=b1, b2=b2)
+    state = optimizer.init(jnp.zeros(1))
+    for t, g in enumerate(gradients, 1):
+        u, state = optimizer.update(jnp.array([g]), state, jnp.zeros(1))
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
+        if factory is optwd.nadam:
+            m_hat = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+        w = max(w, v_hat)
+        denominator = np.sqrt(w if factory is optwd.amsgrad else v_hat) + 1e-8
+        np.testing.assert_allclose(u, -0.1 * m_hat / denominator, rtol=2e-6)
+
+
+def test_meta_gradients_at_the_ends_of_b1_and_b2():
+    def end(b1, b2):
+        optimizer = optwd.adam(0.1, b1=b1, b2=b2)
+        state, total = optimizer.init(jnp.zeros(1)), 0.0
+        for g in (1.0, 0.5, -0.2):
+            u, state = optimizer.update(jnp.array([g]), state, jnp.zeros(1))
+            total += jnp.sum(u)
+        return total
+
+    at_the_end = jax.grad(end, (0, 1))(0.0, 0.0)
+    beside_it = jax.grad(end, (0, 1))(1e-4, 1e-4)
+    np.testing.assert_allclose(at_the_end, beside_it, rtol=5e-3, atol=1e-4)
+    h = 1e-3  # and both are the derivative
+    central = (end(0.1 + h, 0.2) - end(0.1 - h, 0.2)) / (2 * h)
+    np.testing.assert_allclose(jax.grad(end)(0.1, 0.2), central, rtol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float8_e4m3fn])
+def test_second_moments_need_the_range_of_float32(dtype):
+    with pytest.raises(ValueError, match="cannot hold the square of a small gradient"):
+        optwd.adam(0.1, nu_dtype=dtype)
+
+
+def test_float8_parameters():
+    p = jnp.asarray([1.0, -2.0], jnp.float8_e4m3fn)
+    optimizer = optwd.adamw(0.1, weight_decay=0.5)
+    u, state = optimizer.update(p, optimizer.init(p), p)
+    assert state[0].mu.dtype == jnp.float32
+    assert u.dtype == p.dtype
+    np.testing.assert_allclose(np.float32(u), [-0.15, 0.2], rtol=2**-4)
+
+
+@pytest.mark.parametrize("b2", [0.999, 0.9999])
+@pytest.mark.parametrize("period", [1, 2, 3, 5, 8, 13])
+def test_bfloat16_second_moments_of_periodic_gradients(period, b2):
+    """The figures of the docstring: 2% (root mean square), and 9% in single steps."""
+    n, steps = 64, 4000
+    sizes = np.random.default_rng(0).uniform(0.5, 2, n).astype(np.float32)
+    t = jnp.arange(steps)
+    gradients = jnp.where((t % period == 0)[:, None], sizes, 0)
+    if period == 1:
+        gradients = gradients * jax.random.normal(jax.random.key(0), (steps, n))
+    got = directions(optwd.scale_by_adam(b1=0.0, b2=b2, nu_dtype=jnp.bfloat16), gradients)
+    exact = directions(optwd.scale_by_adam(b1=0.0, b2=b2), gradients)
+    seen = (np.abs(exact) > 0) & (np.arange(steps) > 1000)[:, None]
+    error = (np.asarray(got)[seen] / np.asarray(exact)[seen]) - 1
+    assert np.sqrt(np.mean(error**2)) <= 0.022
+    assert np.abs(error).max() <= 0.1

@@ -22,15 +22,16 @@ from optwd import _rounding
 NARROW = [jnp.bfloat16, jnp.float16]
 narrow = pytest.mark.parametrize("dtype", NARROW, ids=lambda d: d.__name__)
 RATE, DECAY = 1e-3, 0.1
+ONES = jnp.ones(64, jnp.bfloat16)
 
 
-def last(transformation, optimizer=None):
+def compensated(optimizer=None, **arguments):
     optimizer = optimizer or optwd.adamw(RATE, weight_decay=DECAY)
-    return optwd.in_float32(optax.chain(optimizer, transformation))
+    return optwd.compensate_rounding(optimizer, **arguments)
 
 
-def compensated(**arguments):
-    return last(optwd.compensate_rounding(optax.identity()), **arguments)
+def stochastic(seed):
+    return optwd.round_stochastically(optwd.adamw(RATE, weight_decay=DECAY), seed)
 
 
 def stepper(transformation):
@@ -79,9 +80,7 @@ def test_decay_of_bfloat16_over_10_000_steps():
         assert (decayed(plain(RATE, weight_decay=DECAY), start, 10_000) == start).all()
     ratio = np.float64(decayed(compensated(), start, 10_000)) / np.float64(start)
     np.testing.assert_allclose(ratio, exact, rtol=0.01)  # every single one
-    by_chance = decayed(
-        last(optwd.round_stochastically(optax.identity(), 0)), start, 10_000
-    )
+    by_chance = decayed(stochastic(0), start, 10_000)
     ratio = np.float64(by_chance) / np.float64(start)
     assert ratio.mean() == pytest.approx(exact, rel=0.01)
 
@@ -215,7 +214,7 @@ def test_leaves_of_every_dtype_in_one_tree(x64):
     params = {d.__name__: normal(32, d) for d in dtypes}
     gradients = [{d.__name__: normal(32, d, seed) for d in dtypes} for seed in range(1, 4)]
     for wide in (False, True):
-        optimizer = last(optwd.compensate_rounding(optax.identity(), wide=wide))
+        optimizer = compensated(wide=wide)
         together = follow(optimizer, params, gradients)[0][-1]
         for name, p in params.items():
             alone = follow(optimizer, p, [g[name] for g in gradients])[0][-1]
@@ -365,7 +364,7 @@ def test_a_seed_is_the_same_run_in_every_release():
 
 
 def chance_run(seed, dtype=jnp.bfloat16, jit=True):
-    optimizer = last(optwd.round_stochastically(optax.identity(), seed))
+    optimizer = stochastic(seed)
     params = {"a": jnp.ones((8, 32), dtype), "b": jnp.ones((8, 32), dtype)}
     gradients = [jax.tree.map(jnp.zeros_like, params)] * 20
     return follow(optimizer, params, gradients, jit=jit)[0][-1]
@@ -373,14 +372,9 @@ def chance_run(seed, dtype=jnp.bfloat16, jit=True):
 
 @narrow
 def test_the_seed_is_the_run(dtype):
-    a, b, eager = (
-        chance_run(0, dtype),
-        chance_run(1, dtype),
-        chance_run(0, dtype, jit=False),
-    )
-    assert not np.array_equal(
-        a["a"], a["b"]
-    )  # leaves differ, although their weights do not
+    a, b = chance_run(0, dtype), chance_run(1, dtype)
+    eager = chance_run(0, dtype, jit=False)
+    assert not np.array_equal(a["a"], a["b"])  # though the weights of both are the same
     assert not np.array_equal(a["a"], b["a"])
     jax.tree.map(np.testing.assert_array_equal, a, chance_run(0, dtype))
     jax.tree.map(np.testing.assert_array_equal, a, eager)
@@ -391,14 +385,14 @@ def test_scan_and_vmap_equal_a_loop():
     starts = normal((3, 64), jnp.bfloat16)
 
     def scanned(seed, start, gradients):
-        optimizer = last(optwd.round_stochastically(optax.identity(), seed))
+        optimizer = stochastic(seed)
         body = lambda c, g: (stepper(optimizer)(*c, g), None)  # noqa: E731
         return jax.lax.scan(body, (start, optimizer.init(start)), gradients)[0][0]
 
     seeds = jnp.arange(3)
     batched = jax.vmap(scanned, (0, 0, 1))(seeds, starts, gradients)
     for i in range(3):
-        optimizer = last(optwd.round_stochastically(optax.identity(), i))
+        optimizer = stochastic(i)
         path, _ = follow(optimizer, starts[i], gradients[:, i])
         np.testing.assert_array_equal(batched[i], path[-1])
 
@@ -409,3 +403,61 @@ def test_the_seed_is_an_integer(seed):
         (TypeError, ValueError), match=r"seed must be (an|one) integer, got"
     ):
         optwd.round_stochastically(optax.identity(), seed)
+
+
+def test_a_leaf_draws_by_its_place_in_the_tree():
+    """A first leaf without a gradient does not change the chances of the second."""
+    rounding, theta = optwd.round_stochastically(optax.identity(), 0), [ONES, ONES]
+    state, step = rounding.init(theta), jnp.full(ONES.shape, -2e-3)
+    (_, both), _ = rounding.update([step, step], state, theta)
+    (_, alone), _ = rounding.update([None, step], state, theta)
+    assert 0 < np.count_nonzero(both) < ONES.size
+    np.testing.assert_array_equal(both, alone)
+
+
+@pytest.mark.parametrize("seed", [2**32, -1])
+def test_seeds_do_not_wrap(seed):
+    with pytest.raises(ValueError, match=r"seed must be in \[0, 2³²\), got"):
+        optwd.round_stochastically(optwd.adam(0.1), seed)
+
+
+def shrunk(wrap, start, rate, steps, size, dtype):
+    """What is left, beside the exact product, of weights that only decay."""
+    optimizer, theta = wrap(optax.identity()), jnp.full(size, start, dtype)
+
+    def body(carry, _):
+        p, state = carry
+        u, state = optimizer.update(-rate * p.astype(jnp.float32), state, p)
+        return (optax.apply_updates(p, u), state), None
+
+    run = jax.jit(lambda c: jax.lax.scan(body, c, length=steps)[0])
+    end, state = run((theta, optimizer.init(theta)))
+    left = np.float64(end)
+    if hasattr(state, "residual"):
+        left = left + np.float64(state.residual)
+    return left.mean() / np.float64(theta[0]), (1 - rate) ** steps
+
+
+@pytest.mark.parametrize(
+    ("start", "rate", "dtype"),
+    [
+        (1.0, 2e-8, jnp.bfloat16),  # below half an ulp of float32
+        (3e-5, 3e-8, jnp.float16),  # a subnormal weight
+        (3e-5, -3e-8, jnp.float16),
+        (1e-4, 1e-6, jnp.float16),
+    ],
+)
+def test_no_step_is_too_small_to_be_drawn(start, rate, dtype):
+    wrap = lambda o: optwd.round_stochastically(o, 0)  # noqa: E731
+    got, exact = shrunk(wrap, start, rate, 10_000, 4096, dtype)
+    spread = np.sqrt(10_000 * abs(rate) * 2.0**-8 / 4096)  # at most: whole spacings moved
+    assert abs(got - exact) <= 5 * spread
+    assert abs(exact - 1) > 0.5 * spread or start == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [1e-4, -1e-4, 1.0])
+def test_residuals_among_the_subnormals_of_float16(start):
+    """With a bias, ±1e-4 would end at 0.926 and 1.000."""
+    got, exact = shrunk(optwd.compensate_rounding, start, 1e-8, 10**6, 8, jnp.float16)
+    assert abs(got - exact) <= 1e-3
