@@ -241,19 +241,24 @@ def _nesterov_share(b1: Any, b2: Any, state: Any) -> Any:
 
 def bias_correction(b: Any, t: jax.Array) -> jax.Array:
     """``1 − bᵗ`` to a few ulp, for every b in [0, 1) and every count t ≥ 1."""
-    return -jnp.expm1(t.astype(jnp.result_type(float)) * log(b))
+    t = t.astype(jnp.result_type(float))
+    if isinstance(b, float):
+        return -jnp.expm1(t * log(b))
+    b = _wide(b)  # the derivative is right at b = 0 too
+    return jnp.where(b < 0.5, 1 - b**t, -jnp.expm1(t * log(jnp.maximum(b, 0.5))))
 
 
 def log(b: Any) -> Any:
     """The natural logarithm, in double precision if `b` is a Python number."""
     if isinstance(b, float):
         return math.log(b) if b > 0.0 else -math.inf
+    # 1 − b is exact, so this matches the factor that moves the moment
+    return jnp.log1p(-(1 - _wide(b)))
+
+
+def _wide(b: Any) -> jax.Array:
     b = jnp.asarray(b)
-    b = b.astype(_dtypes.at_least_float32(b.dtype))
-    # 1 − b is exact, so this matches the factor that moves the moment; and the derivative
-    # is finite at b = 0.
-    small = jnp.log(jnp.minimum(b, 0.5) + 1e-30)
-    return jnp.where(b < 0.5, small, jnp.log1p(jnp.maximum(b, 0.5) - 1))
+    return b.astype(_dtypes.at_least_float32(b.dtype))
 
 
 def move(m: Any, g: Any, s: Moment) -> Any:
