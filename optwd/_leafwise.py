@@ -79,7 +79,8 @@ class Field(NamedTuple):
     Attributes:
       init: the tree at first, from the parameters.
       real: whether it is real for complex parameters.
-      is_number: whether it holds one number per leaf, and not an array like the leaf.
+      is_number: whether it may hold less than an array like the leaf: one number, or one
+        per matrix, of the shape of the leaf's first axes.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -194,9 +195,7 @@ def run(
     # Once for all leaves with the same multiplier; arithmetic makes a constant part of the
     # traced program, where the call of a leaf need not hold it.
     scaled = {k: scalars if k == 1.0 else scalars * k for k in {*multipliers} - {None}}
-    idle = {
-        k for k, s in scaled.items() if k == 0.0 or (factors is not None and _is_zero(s))
-    }
+    idle = {k for k, s in scaled.items() if factors is not None and _is_zero(k, s)}
     scaled = jax.tree.map(lambda s: jnp.asarray(s, float) * 1, scaled)
 
     results: list[tuple[Any, Any]] = []
@@ -237,7 +236,8 @@ def _fit(
             f"{_paths.paths(updates)[i]}: a gradient, but nothing to match it in the "
             f"{name}; give None as its gradient, or init with the parameter."
         )
-    if not of.is_number and jnp.shape(x) != jnp.shape(u):
+    axes = jnp.ndim(x) if of.is_number else None
+    if jnp.shape(x) != jnp.shape(u)[:axes]:
         raise ValueError(
             f"{_paths.paths(updates)[i]}: the gradient has shape {jnp.shape(u)}, the "
             f"{name} {jnp.shape(x)}; they must be equal, nothing is broadcast."

@@ -1,14 +1,78 @@
-"""Norms of whole trees, and where they would be wrong."""
+"""Norms of matrices and of whole trees, and where they would be wrong."""
 
 import itertools
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optwd import _dtypes, _paths, _rounding
+from optwd import _dtypes, _paths, _rounding, masks
 from optwd._paths import PyTree
+
+
+def depths(name: str, stacked: str | Iterable[str], params: PyTree) -> PyTree:
+    """How many leading axes of each leaf count matrices instead of being part of one.
+
+    Each glob of `stacked` takes one axis off the leaves that it matches, as in
+    `masks.ndim`. The tree is like `params` without the boxes of Flax; integers, which have
+    no norm, get 0.
+    """
+    params = _paths.unboxed(params)
+    globs = (stacked,) if isinstance(stacked, str) else tuple(stacked)
+    rows = [masks.resolve(masks.path(glob), params) for glob in globs]
+    axes = [
+        int(sum(row)) if _dtypes.is_inexact(x) else 0
+        for x, *row in zip(*map(jax.tree.leaves, (params, *rows)), strict=True)
+    ]
+    for (path, x), n in zip(_paths.by_path(params).items(), axes, strict=True):
+        if n > jnp.ndim(x):
+            raise ValueError(
+                f"{name}: {n} of the globs in stacked={globs!r} match {path}, which has "
+                f"shape {jnp.shape(x)}; each takes one axis off it. Let fewer match."
+            )
+    return _paths.unflatten(axes, params)
+
+
+def norms(x: jax.Array, depth: int = 0) -> jax.Array:
+    """The Euclidean norm of each matrix, in an array of the shape of its `depth` axes.
+
+    In float32 at least, of any size that this dtype has: numbers whose squares it does not
+    have are summed in other units. All units in one pass over `x`: a maximum to scale by
+    would be a pass of its own.
+    """
+    (x,) = _dtypes.widened(x)
+    limits = jnp.finfo(x.dtype)
+    unit = 2.0 ** (limits.maxexp * 5 // 8)  # float32: 2⁸⁰
+
+    def sums(scale: float) -> jax.Array:
+        parts = (x.real, x.imag) if _dtypes.is_complex(x) else (x,)
+        squares = sum(jnp.square(part * scale) for part in parts)
+        return jnp.sum(squares, axis=tuple(range(depth, x.ndim)))
+
+    plain, small, large = sums(1.0), sums(unit), sums(1 / unit)
+    # Below this, squares that underflow may be a part of the sum that one would see.
+    is_small = plain < 2.0 ** (limits.minexp * 9 // 16)
+    root = jnp.sqrt(jnp.where(is_small, small, jnp.where(jnp.isinf(plain), large, plain)))
+    return root * jnp.where(is_small, 1 / unit, jnp.where(jnp.isinf(plain), unit, 1.0))
+
+
+def mean_squares(x: jax.Array, depth: int = 0) -> jax.Array:
+    """The mean of |x|² of each matrix, in float32 at least."""
+    (x,) = _dtypes.widened(x)
+    squares = x.real**2 + x.imag**2 if _dtypes.is_complex(x) else x**2
+    return jnp.sum(squares, axis=tuple(range(depth, x.ndim))) / size(x, depth)
+
+
+def size(x: jax.Array, depth: int = 0) -> int:
+    """How many elements each matrix has; 1 if none, so that a sum may be divided by it."""
+    return max(math.prod(jnp.shape(x)[depth:]), 1)
+
+
+def over(numbers: jax.Array, x: jax.Array) -> jax.Array:
+    """One number per matrix, with axes of length 1 to multiply `x` by."""
+    return numbers.reshape(numbers.shape + (1,) * (x.ndim - numbers.ndim))
 
 
 def refuse_shards(name: str, *trees: PyTree) -> None:

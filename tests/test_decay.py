@@ -31,7 +31,7 @@ START = RNG.normal(size=(4, 3))
 ANCHOR = RNG.normal(size=(4, 3))
 DIRECTIONS = 0.1 * RNG.normal(size=(STEPS, 4, 3))
 MASK = {"all": True, "half": 0.5, "none": False}
-RATES = 0.1 * np.cos(np.arange(STEPS) / 40)
+RATES = 0.1 * np.cos(np.arange(STEPS) / 70)
 
 
 def rate_schedule(t):
