@@ -16,6 +16,8 @@ from optwd._monitor import MonitorState as MonitorState
 from optwd._monitor import metrics as metrics
 from optwd._monitor import monitor as monitor
 from optwd._monitor import monitor_rounding as monitor_rounding
+from optwd._norms import ConstrainedState as ConstrainedState
+from optwd._norms import NormState as NormState
 from optwd._norms import scale_by_weight_norm as scale_by_weight_norm
 from optwd._optimizers import adam as adam
 from optwd._optimizers import adam_l2 as adam_l2
@@ -36,7 +38,5 @@ from optwd._rule import DecayState as DecayState
 from optwd._serialization import register_for_export as register_for_export
 from optwd._tabulate import tabulate as tabulate
 from optwd.decay import AnchorState as AnchorState
-from optwd.decay import ConstrainedState as ConstrainedState
-from optwd.decay import NormState as NormState
 
 __version__ = "0.1.0"

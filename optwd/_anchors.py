@@ -1,10 +1,12 @@
 """What weights are pulled towards: checked, copied, and kept only where it is needed."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from optwd import _check, _dtypes, _paths, _zeros, masks
 from optwd._paths import PyTree
@@ -20,6 +22,11 @@ def kept(anchor: Any, mask: MaskLike, params: PyTree) -> PyTree:
     if not jax.tree.leaves(params):  # nothing at all; also Optax's placeholder at init
         return params
     is_number = _check.is_real(anchor) and jnp.shape(anchor) == ()
+    if is_number and not isinstance(anchor, Tracer) and not math.isfinite(anchor):
+        raise ValueError(
+            "the anchor must be one finite number, or a tree like the parameters, got "
+            f"{anchor!r}."
+        )
     targets = params if is_number else _like(anchor, params)
 
     def leaf(p: Any, factor: Any, target: Any) -> Any:

@@ -71,7 +71,7 @@ def at_step(name: str, value: Any, step: ArrayLike, **domain: Any) -> Scalar:
 
 
 def first(name: str, value: Any, **domain: Any) -> None:
-    """Raise before the first step, also while `init` is traced, if it would at that step."""
+    """Raise at `init`, also where that is traced, if the first step would."""
     if callable(value):
         with jax.ensure_compile_time_eval():
             at_step(name, value, jnp.zeros([], jnp.int32), **domain)

@@ -1,17 +1,49 @@
-"""What takes the norm of a matrix: the ratio of norms, and the equations of bounds."""
+"""What takes the norm of every matrix: the ratio of norms, a bound, the sphere."""
 
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
+from jax.typing import ArrayLike
 
-from optwd import _check, _dtypes, _leafwise, _measure, _paths, masks
+from optwd import _check, _dtypes, _leafwise, _measure, _paths, _rule, masks
+from optwd._check import ScalarOrSchedule
 from optwd._leafwise import Equation, Field
 from optwd.masks import MaskLike
+
+
+class ConstrainedState(NamedTuple):
+    """The bound on every matrix, and how hard it is held to it at present.
+
+    Attributes:
+      step: updates so far; int32 of shape ().
+      multiplier: Λ ≥ 0 of each leaf, of shape () or of that of its stack; a tree like the
+        parameters.
+      bound: κ, likewise; inf while a warm start has not taken it.
+    """
+
+    step: jax.Array
+    multiplier: Any
+    bound: Any
+
+
+class NormState(NamedTuple):
+    """The norm that every matrix is pulled to.
+
+    Attributes:
+      step: updates so far; int32 of shape ().
+      radius: the norm for each leaf, of shape () or of that of its stack; a tree like the
+        parameters, which never changes.
+    """
+
+    step: jax.Array
+    radius: Any
 
 
 def scale_by_weight_norm(
@@ -72,6 +104,153 @@ def scale_by_weight_norm(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def constrained(
+    bound: ArrayLike | None = None,
+    mask: MaskLike = None,
+    *,
+    stacked: str | Iterable[str] = (),
+    warm_start: int | None = None,
+    update_rate: ScalarOrSchedule = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Hold every matrix's mean square to a bound, with as much decay as that takes.
+
+        Λ ← Λ + μ(R(θ)/n − κ), then to [0, ¼]     R(θ) = ‖θ‖², over the n elements
+        u ← u + Λ∇R(θ) = u + 2Λθ
+
+    A matrix below its bound is not decayed; above it Λ grows until it is held. The
+    statistic is the mean of squares, so that one κ and one μ serve matrices of every size:
+    the paper's algorithm with the bound ``nκ`` and the rate ``μ/n``, as in its authors'
+    code. A leaf is one matrix unless `stacked` says otherwise, also where it is sharded.
+
+    The limit of ¼ is not the paper's. There weights at most halve in a step, so that from
+    any start they come down to the bound in a few steps: with Λ above ½ they would cross
+    zero, and above 1 grow without end.
+
+    It stands after the learning rate, last before ``scale(-1)``, where Λ is the whole rate.
+    What stands after it scales the pull, and Λ then has to grow by as much more, which
+    before a learning rate of 1e-3 takes too long or meets the limit.
+
+    Args:
+      bound: κ ≥ 0, in units of the weights squared, for every matrix; or leave it out and
+        give ``warm_start``. With ``inf`` nothing decays.
+      mask: which leaves are bounded; see `decay.linear`. A float multiplies μ.
+      stacked: See `to_norm`.
+      warm_start: the number of steps, ≥ 0, after which every matrix's own mean square
+        becomes its bound.
+      update_rate: μ ≥ 0, in units of the weights to the power −2: a number or a schedule.
+        The paper keeps 1, which is made for initial weights of common size, whose mean
+        square of 1e-3 or so makes Λ move in small steps. For weights near 1 take less:
+        ``μ(R/n − κ)`` well below ¼ holds them without overshooting.
+
+    Returns:
+      A transformation with state `optwd.ConstrainedState`; leaves of any shape.
+
+    Raises:
+      ValueError: as `decay.linear`; both or neither of ``bound`` and ``warm_start``; a glob
+        that matches no leaf; ``update`` inside ``jax.shard_map`` where a leaf may be a
+        shard.
+
+    >>> import jax.numpy as jnp
+    >>> decay, theta = constrained(3.9), jnp.array([2.0])
+    >>> step, state = decay.update(jnp.array([0.0]), decay.init(theta), theta)
+    >>> print(step.round(2), state.multiplier.round(2))  # 4 is above 3.9 by 0.1
+    [0.4] 0.1
+
+    Source: CPR: Franke et al., arXiv 2311.09058, Algorithm 1 with Kappa-K (the bound
+    given), Algorithm 2 for Kappa-WS (the warm start).
+    """
+    if (bound is None) == (warm_start is None):
+        raise ValueError(
+            "decay.constrained needs either bound or warm_start, got "
+            f"bound={bound!r}, warm_start={warm_start!r}; leave one of them out."
+        )
+    name = "decay.constrained"
+    if warm_start is None:
+        kappa = _check.number("bound", bound, closed=True)
+        equation, rate = _CONSTRAINED, update_rate
+    else:
+        kappa, equation = math.inf, _TAKE_BOUND
+        rate = _from_step(warm_start, _check.rate("update_rate", update_rate))
+    fields = {
+        "multiplier": _per_matrix(name, stacked, 0.0),
+        "bound": _per_matrix(name, stacked, kappa),
+    }
+    return _rule.transformation(
+        name, equation, "update_rate", rate, mask, ConstrainedState, fields
+    )
+
+
+def to_norm(
+    pull: ScalarOrSchedule = 1.0,
+    radius: ArrayLike | None = None,
+    mask: MaskLike = None,
+    *,
+    stacked: str | Iterable[str] = (),
+) -> optax.GradientTransformationExtraArgs:
+    """Pull the norm of every matrix to its norm at ``init``, or to a given one.
+
+        θ' = θ − u
+        θ' ← θ'·(1 − k(1 − R/‖θ'‖))        k = pull × the mask's multiplier
+        u  ← θ − θ'
+
+    With ``k = 1`` every matrix stays on the sphere of radius R, and no other decay is
+    needed: that is AdamH, MuonH, Hyperball. With ``k < 1`` the norm goes there gradually,
+    as in AdamWN; with ``k = 0`` nothing happens.
+
+    It stands after the learning rate, last before ``scale(-1)``, where ``θ − u`` are the
+    next weights:
+
+        chain(scale_by_adam(), scale_by_weight_norm(),
+              scale_by_learning_rate(η, flip_sign=False), decay.to_norm(), scale(-1))
+
+    A matrix that starts at 0 has ``R = 0`` and is left alone, as is one whose next weights
+    are all 0: they have no direction.
+
+    Args:
+      pull: in [0, 1], dimensionless: a number or a schedule of the step.
+      radius: the root mean square > 0 that gives each matrix of n elements
+        ``R = radius·√n``. None for the norm at ``init``, which the state keeps.
+      mask: See `decay.linear`.
+      stacked: globs; each takes one leading axis off the leaves that it matches, as in
+        `masks.ndim`, so that a stack of layers or experts is as many matrices.
+
+    Returns:
+      A transformation with state `optwd.NormState`; leaves of any shape.
+
+    Raises:
+      ValueError: as `decay.linear`; a pull above 1; a radius of 0; a glob that matches no
+        leaf; ``update`` inside ``jax.shard_map`` where a leaf may be a shard.
+
+    >>> import jax.numpy as jnp
+    >>> sphere, theta = to_norm(), jnp.array([3.0, 4.0])
+    >>> step, _ = sphere.update(jnp.array([-3.0, -4.0]), sphere.init(theta), theta)
+    >>> print(theta - step)  # from (6, 8) back to a norm of 5
+    [3. 4.]
+
+    Source: Hyperball, arXiv 2606.16899; AdamWN: Loshchilov, arXiv 2311.11446.
+    """
+    name, domain = "decay.to_norm", {"below": 1.0, "closed": True}
+    checked = _check.rate("pull", pull, **domain)
+    if radius is not None:
+        radius = _check.number("radius", radius)
+        if isinstance(radius, float) and radius == 0.0:
+            raise ValueError("radius must be > 0, got 0; for zero see decay.linear.")
+
+    def start(params: Any) -> Any:
+        for path, factor in _paths.by_path(masks.resolve(mask, params)).items():
+            if factor * (checked if isinstance(checked, float) else 1.0) > 1.0:
+                raise ValueError(
+                    f"{path}: the mask multiplies a pull of {pull!r} by {factor}, but it "
+                    "must stay in [0, 1]; use a smaller multiplier."
+                )
+        return _radii(name, stacked, radius, params)
+
+    fields = {"radius": Field(start, is_number=True)}
+    return _rule.transformation(
+        name, _TO_NORM, "pull", checked, mask, NormState, fields, **domain
+    )
+
+
 @functools.cache
 def _to_weight_norm(depth: int) -> Equation:
     def rescaled(u, p, factor):
@@ -84,7 +263,7 @@ def _to_weight_norm(depth: int) -> Equation:
     return Equation(rescaled)
 
 
-def per_matrix(name: str, stacked: Any, value: float) -> Field:
+def _per_matrix(name: str, stacked: Any, value: float) -> Field:
     """The same number for every matrix, in float32 at least."""
 
     def start(params: Any) -> Any:
@@ -93,7 +272,7 @@ def per_matrix(name: str, stacked: Any, value: float) -> Field:
     return Field(start, is_number=True)
 
 
-def radii(name: str, stacked: Any, radius: Any, params: Any) -> Any:
+def _radii(name: str, stacked: Any, radius: Any, params: Any) -> Any:
     """The norm of every matrix: as it is, or from a root mean square."""
 
     def norm(p: Any, depth: int) -> jax.Array:
@@ -150,6 +329,19 @@ def _constrained(u, p, multiplier, bound, mu):
 
 _MOST = 0.25  # of Λ: 2Λθ takes away half of the weights, never all of them
 
-TO_NORM = Equation(_to_norm)
-CONSTRAINED = Equation(_constrained, _next_multiplier)
-TAKE_BOUND = Equation(_constrained, _take_bound, _next_multiplier)
+_TO_NORM = Equation(_to_norm)
+_CONSTRAINED = Equation(_constrained, _next_multiplier)
+_TAKE_BOUND = Equation(_constrained, _take_bound, _next_multiplier)
+
+
+def _from_step(first: Any, rate: Any) -> optax.Schedule:
+    """The rate from that step on, and 0 before."""
+    integer = _check.is_real(first) and jnp.issubdtype(_dtypes.dtype_of(first), np.integer)
+    if not integer or jnp.shape(first) or (not isinstance(first, Tracer) and first < 0):
+        raise ValueError(f"warm_start must be a number of steps ≥ 0, got {first!r}.")
+
+    def schedule(step: Any) -> Any:
+        now = _check.at_step("update_rate", rate, step)
+        return jnp.where(step < jnp.asarray(first, jnp.int32), 0.0, now)
+
+    return schedule

@@ -13,20 +13,17 @@ an update that is itself added to the parameters, which multiplies them by ``1 +
 step. For an optimizer that is already finished use `optwd.with_weight_decay`.
 """
 
-import math
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.core import Tracer
-from jax.typing import ArrayLike
 
-from optwd import _anchors, _check, _dtypes, _norms, _paths, _rule, masks
+from optwd import _anchors, _rule
 from optwd._check import ScalarOrSchedule
 from optwd._leafwise import Equation, Field
+from optwd._norms import constrained as constrained
+from optwd._norms import to_norm as to_norm
 from optwd._rule import Rule
 from optwd.masks import MaskLike
 
@@ -57,34 +54,6 @@ class AnchorState(NamedTuple):
 
     step: jax.Array
     anchor: Any
-
-
-class ConstrainedState(NamedTuple):
-    """The bound on every matrix, and how hard it is held to it at present.
-
-    Attributes:
-      step: updates so far; int32 of shape ().
-      multiplier: Λ ≥ 0 of each leaf, of shape () or of that of its stack; a tree like the
-        parameters.
-      bound: κ, likewise; inf while a warm start has not taken it.
-    """
-
-    step: jax.Array
-    multiplier: Any
-    bound: Any
-
-
-class NormState(NamedTuple):
-    """The norm that every matrix is pulled to.
-
-    Attributes:
-      step: updates so far; int32 of shape ().
-      radius: the norm for each leaf, of shape () or of that of its stack; a tree like the
-        parameters, which never changes.
-    """
-
-    step: jax.Array
-    radius: Any
 
 
 def linear(
@@ -292,152 +261,6 @@ def toward_init(
     )
 
 
-def constrained(
-    bound: ArrayLike | None = None,
-    mask: MaskLike = None,
-    *,
-    stacked: str | Iterable[str] = (),
-    warm_start: int | None = None,
-    update_rate: ScalarOrSchedule = 1.0,
-) -> optax.GradientTransformationExtraArgs:
-    """Hold every matrix's mean square to a bound, with as much decay as that takes.
-
-        Λ ← Λ + μ(R(θ)/n − κ), then to [0, ¼]     R(θ) = ‖θ‖², over the n elements
-        u ← u + Λ∇R(θ) = u + 2Λθ
-
-    A matrix below its bound is not decayed; above it Λ grows until it is held. The
-    statistic is the mean of squares, so that one κ and one μ serve matrices of every size:
-    the paper's algorithm with the bound ``nκ`` and the rate ``μ/n``, as in its authors'
-    code. A leaf is one matrix unless `stacked` says otherwise, also where it is sharded.
-
-    The limit of ¼ is not the paper's. There weights at most halve in a step, so that from
-    any start they come down to the bound in a few steps: with Λ above ½ they would cross
-    zero, and above 1 grow without end.
-
-    It stands after the learning rate, last before ``scale(-1)``, where Λ is the whole rate.
-    What stands after it scales the pull, and Λ then has to grow by as much more, which
-    before a learning rate of 1e-3 takes too long or meets the limit.
-
-    Args:
-      bound: κ ≥ 0, in units of the weights squared, for every matrix; or leave it out and
-        give ``warm_start``. With ``inf`` nothing decays.
-      mask: which leaves are bounded; see `linear`. A float multiplies μ of its leaves.
-      stacked: See `to_norm`.
-      warm_start: the number of steps, ≥ 0, after which every matrix's own mean square
-        becomes its bound.
-      update_rate: μ ≥ 0, in units of the weights to the power −2: a number or a schedule.
-        The paper keeps 1, which is made for initial weights of common size, whose mean
-        square of 1e-3 or so makes Λ move in small steps. For weights near 1 take less:
-        ``μ(R/n − κ)`` well below ¼ holds them without overshooting.
-
-    Returns:
-      A transformation with state `optwd.ConstrainedState`; leaves of any shape.
-
-    Raises:
-      ValueError: as `linear`; both or neither of ``bound`` and ``warm_start``; a glob that
-        matches no leaf; ``update`` inside ``jax.shard_map`` where a leaf may be a shard.
-
-    >>> import jax.numpy as jnp
-    >>> decay, theta = constrained(3.9), jnp.array([2.0])
-    >>> step, state = decay.update(jnp.array([0.0]), decay.init(theta), theta)
-    >>> print(step.round(2), state.multiplier.round(2))  # 4 is above 3.9 by 0.1
-    [0.4] 0.1
-
-    Source: CPR: Franke et al., arXiv 2311.09058, Algorithm 1 with Kappa-K (the bound
-    given), Algorithm 2 for Kappa-WS (the warm start).
-    """
-    if (bound is None) == (warm_start is None):
-        raise ValueError(
-            "decay.constrained needs either bound or warm_start, got "
-            f"bound={bound!r}, warm_start={warm_start!r}; leave one of them out."
-        )
-    name = "decay.constrained"
-    if warm_start is None:
-        kappa = _check.number("bound", bound, closed=True)
-        equation, rate = _norms.CONSTRAINED, update_rate
-    else:
-        kappa, equation = math.inf, _norms.TAKE_BOUND
-        rate = _from_step(warm_start, _check.rate("update_rate", update_rate))
-    fields = {
-        "multiplier": _norms.per_matrix(name, stacked, 0.0),
-        "bound": _norms.per_matrix(name, stacked, kappa),
-    }
-    return _rule.transformation(
-        name, equation, "update_rate", rate, mask, ConstrainedState, fields
-    )
-
-
-def to_norm(
-    pull: ScalarOrSchedule = 1.0,
-    radius: ArrayLike | None = None,
-    mask: MaskLike = None,
-    *,
-    stacked: str | Iterable[str] = (),
-) -> optax.GradientTransformationExtraArgs:
-    """Pull the norm of every matrix to its norm at ``init``, or to a given one.
-
-        θ' = θ − u
-        θ' ← θ'·(1 − k(1 − R/‖θ'‖))        k = pull × the mask's multiplier
-        u  ← θ − θ'
-
-    With ``k = 1`` every matrix stays on the sphere of radius R, and no other decay is
-    needed: that is AdamH, MuonH, Hyperball. With ``k < 1`` the norm goes there gradually,
-    as in AdamWN; with ``k = 0`` nothing happens.
-
-    It stands after the learning rate, last before ``scale(-1)``, where ``θ − u`` are the
-    next weights:
-
-        chain(scale_by_adam(), scale_by_weight_norm(),
-              scale_by_learning_rate(η, flip_sign=False), decay.to_norm(), scale(-1))
-
-    A matrix that starts at 0 has ``R = 0`` and is left alone, as is one whose next weights
-    are all 0: they have no direction.
-
-    Args:
-      pull: in [0, 1], dimensionless: a number or a schedule of the step.
-      radius: the root mean square > 0 that gives each matrix of n elements
-        ``R = radius·√n``. None for the norm at ``init``, which the state keeps.
-      mask: See `linear`.
-      stacked: globs; each takes one leading axis off the leaves that it matches, as in
-        `masks.ndim`, so that a stack of layers or experts is as many matrices.
-
-    Returns:
-      A transformation with state `optwd.NormState`; leaves of any shape.
-
-    Raises:
-      ValueError: as `linear`; a pull above 1; a radius of 0; a glob that matches no leaf;
-        ``update`` inside ``jax.shard_map`` where a leaf may be a shard.
-
-    >>> import jax.numpy as jnp
-    >>> sphere, theta = to_norm(), jnp.array([3.0, 4.0])
-    >>> step, _ = sphere.update(jnp.array([-3.0, -4.0]), sphere.init(theta), theta)
-    >>> print(theta - step)  # from (6, 8) back to a norm of 5
-    [3. 4.]
-
-    Source: Hyperball, arXiv 2606.16899; AdamWN: Loshchilov, arXiv 2311.11446.
-    """
-    name, domain = "decay.to_norm", {"below": 1.0, "closed": True}
-    checked = _check.rate("pull", pull, **domain)
-    if radius is not None:
-        radius = _check.number("radius", radius)
-        if isinstance(radius, float) and radius == 0.0:
-            raise ValueError("radius must be > 0, got 0; for zero see decay.linear.")
-
-    def start(params: Any) -> Any:
-        for path, factor in _paths.by_path(masks.resolve(mask, params)).items():
-            if factor * (checked if isinstance(checked, float) else 1.0) > 1.0:
-                raise ValueError(
-                    f"{path}: the mask multiplies a pull of {pull!r} by {factor}, but it "
-                    "must stay in [0, 1]; use a smaller multiplier."
-                )
-        return _norms.radii(name, stacked, radius, params)
-
-    fields = {"radius": Field(start, is_number=True)}
-    return _rule.transformation(
-        name, _norms.TO_NORM, "pull", checked, mask, NormState, fields, **domain
-    )
-
-
 def from_rule(
     rule: Rule,
     weight_decay: ScalarOrSchedule,
@@ -477,9 +300,13 @@ def _linear(u, p, rho):
 
 
 def _cautious(u, p, rho):
-    # by the sign: the product might underflow
-    disagrees = jnp.real(u * jnp.conj(jnp.sign(p))) < 0
-    return jnp.where(disagrees, u, u + rho * p)
+    if jnp.iscomplexobj(p):
+        return jnp.where((u * p.conj()).real >= 0, u + rho * p, u)
+    # [uθ ≥ 0] is [w ≥ 0]. Here u is used once: used twice, XLA:CPU stores it first, which
+    # takes 4 more bytes per weight and made a step of AdamW twice as long.
+    sign = jnp.where(p < 0, -1.0, 1.0)
+    w = u * sign
+    return sign * jnp.where(w >= 0, w + rho * jnp.abs(p), w)
 
 
 def _proximal(u, p, rho):
@@ -494,16 +321,3 @@ _LINEAR = Equation(_linear)
 _CAUTIOUS = Equation(_cautious)
 _PROXIMAL = Equation(_proximal)
 _TOWARD = Equation(_toward)
-
-
-def _from_step(first: Any, rate: Any) -> optax.Schedule:
-    """The rate from that step on, and 0 before."""
-    integer = _check.is_real(first) and jnp.issubdtype(_dtypes.dtype_of(first), np.integer)
-    if not integer or jnp.shape(first) or (not isinstance(first, Tracer) and first < 0):
-        raise ValueError(f"warm_start must be a number of steps ≥ 0, got {first!r}.")
-
-    def schedule(step: Any) -> Any:
-        now = _check.at_step("update_rate", rate, step)
-        return jnp.where(step < jnp.asarray(first, jnp.int32), 0.0, now)
-
-    return schedule
