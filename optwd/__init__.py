@@ -18,6 +18,9 @@ from optwd._monitor import metrics as metrics
 from optwd._monitor import monitor as monitor
 from optwd._monitor import monitor_decay as monitor_decay
 from optwd._monitor import monitor_rounding as monitor_rounding
+from optwd._norms import ConstrainedState as ConstrainedState
+from optwd._norms import NormState as NormState
+from optwd._norms import scale_by_weight_norm as scale_by_weight_norm
 from optwd._optimizers import adam as adam
 from optwd._optimizers import adam_l2 as adam_l2
 from optwd._optimizers import adamw as adamw
@@ -38,6 +41,5 @@ from optwd._rule import DecayState as DecayState
 from optwd._serialization import register_for_export as register_for_export
 from optwd._tabulate import tabulate as tabulate
 from optwd.decay import AnchorState as AnchorState
-from optwd.decay import ConstrainedState as ConstrainedState
 
 __version__ = "0.1.0"

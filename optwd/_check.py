@@ -56,22 +56,35 @@ def integer(name: str, value: Any) -> Any:
     return value
 
 
-def rate(name: str, value: Any) -> Any:
+def rate(name: str, value: Any, **domain: Any) -> Any:
     """A schedule (any callable of the step), unchanged, or a checked `number`."""
     if not callable(value) and not is_real(value):
         raise TypeError(f"{name} must be a number or a schedule, got {value!r}.")
-    return value if callable(value) else number(name, value)
+    return value if callable(value) else number(name, value, **domain)
 
 
-def at_step(name: str, value: Any, step: ArrayLike) -> Scalar:
-    """The value of a number or schedule at this step, in float32 at least."""
-    value = value(step) if callable(value) else value
-    if jnp.shape(value) != ():
-        raise ValueError(
-            f"the schedule {name} must return one number, got an array of shape "
-            f"{jnp.shape(value)}."
-        )
+def at_step(name: str, value: Any, step: ArrayLike, **domain: Any) -> Scalar:
+    """The value of a number or schedule at this step, in float32 at least.
+
+    Where it is concrete it must be in its domain; see `number`.
+    """
+    if callable(value):
+        value = value(step)
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"the schedule {name} must return one number, got an array of shape "
+                f"{jnp.shape(value)}."
+            )
+        if not isinstance(value, Tracer):
+            number(f"the value of the schedule {name} at step {step}", value, **domain)
     return jnp.asarray(value, jnp.float32) if _dtypes.is_narrow(value) else value
+
+
+def first(name: str, value: Any, **domain: Any) -> None:
+    """Raise at `init`, also where that is traced, if the first step would."""
+    if callable(value):
+        with jax.ensure_compile_time_eval():
+            at_step(name, value, jnp.zeros([], jnp.int32), **domain)
 
 
 def need_params(name: str, params: Any) -> None:

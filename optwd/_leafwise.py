@@ -83,7 +83,8 @@ class Field(NamedTuple):
     Attributes:
       init: the tree at first, from the parameters.
       real: whether it is real for complex parameters.
-      is_number: whether it holds one number per leaf, and not an array like the leaf.
+      is_number: whether it may hold less than an array like the leaf: one number, or one
+        per matrix, of the shape of the leaf's first axes.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -239,7 +240,8 @@ def _fit(
             f"{_paths.paths(updates)[i]}: a gradient, but nothing to match it in the "
             f"{name}; give None as its gradient, or init with the parameter."
         )
-    if not of.is_number and jnp.shape(x) != jnp.shape(u):
+    axes = jnp.ndim(x) if of.is_number else None
+    if jnp.shape(x) != jnp.shape(u)[:axes]:
         raise ValueError(
             f"{_paths.paths(updates)[i]}: the gradient has shape {jnp.shape(u)}, the "
             f"{name} {jnp.shape(x)}; they must be equal, nothing is broadcast."

@@ -26,7 +26,13 @@ def scale_by_learning_rate(
         return sign * _check.at_step(name, checked, step)
 
     state_type = optax.ScaleByScheduleState if callable(checked) else optax.EmptyState
-    return _leafwise.transformation(f"the {name}", _TIMES, state_type, {}, rate)
+    inner = _leafwise.transformation(f"the {name}", _TIMES, state_type, {}, rate)
+
+    def init(params: Any) -> Any:
+        _check.first(name, checked)
+        return inner.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, inner.update)
 
 
 def _times(u, rate):

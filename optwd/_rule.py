@@ -35,14 +35,24 @@ def transformation(
     mask: MaskLike,
     state_type: type[Any] = DecayState,
     fields: Mapping[str, Field] | None = None,
+    **domain: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """`u ← equation(u, θ, *state, ρ)` on every leaf, ρ the rate times its multiplier."""
-    checked = _check.rate(rate_name, rate)
+    """`u ← equation(u, θ, *state, ρ)` on every leaf, ρ the rate times its multiplier.
+
+    The domain of the rate is that of `_check.number`.
+    """
+    checked = _check.rate(rate_name, rate, **domain)
 
     def rho(state: Any) -> Any:
-        return _check.at_step(rate_name, checked, state.step)
+        return _check.at_step(rate_name, checked, state.step, **domain)
 
     def factors(params: Any) -> Any:
         return masks.resolve(mask, params)
 
-    return _leafwise.transformation(name, equation, state_type, fields or {}, rho, factors)
+    inner = _leafwise.transformation(name, equation, state_type, fields or {}, rho, factors)
+
+    def init(params: Any) -> Any:
+        _check.first(rate_name, checked, **domain)
+        return inner.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, inner.update)

@@ -45,6 +45,11 @@ def _constrained(name, **arguments):
     )
 
 
+def _to_norm(name, **arguments):
+    arguments = {"pull": 0.5, **arguments}
+    return Entry(name, optwd.decay.to_norm, arguments, True, "pull", per_tensor=True)
+
+
 def _rounding(name, factory, **arguments):
     arguments = {"optimizer": optax.identity(), **arguments}
     return Entry(name, factory, arguments, True, per_tensor=True, narrow=True)
@@ -83,6 +88,9 @@ TRANSFORMATIONS = [
     ),
     _constrained("decay.constrained", bound=0.1),
     _constrained("decay.constrained[warm_start]", warm_start=2),
+    _to_norm("decay.to_norm"),
+    _to_norm("decay.to_norm[radius]", radius=0.7),
+    Entry("scale_by_weight_norm", optwd.scale_by_weight_norm, {}, needs_params=True),
     _rounding("compensate_rounding", optwd.compensate_rounding),
     _rounding("compensate_rounding[wide]", optwd.compensate_rounding, wide=True),
     _rounding("round_stochastically", optwd.round_stochastically, seed=0),
