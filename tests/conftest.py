@@ -6,9 +6,7 @@ import jax
 import pytest
 
 pytest.register_assert_rewrite("tests.helpers")
-
-
-from tests.helpers import enable_x64
+from tests.helpers import enable_x64  # noqa: E402
 
 
 def pytest_configure(config):

@@ -45,11 +45,17 @@ assert_equal = chex.assert_trees_all_equal
 assert_close = functools.partial(chex.assert_trees_all_close, rtol=2e-6, atol=2e-7)
 
 
+def counted(function, n):
+    """It fails when it is traced more than `n` times; one such function at a time."""
+    chex.clear_trace_counter()
+    return chex.assert_max_traces(function, n)
+
+
 def run(transformation, steps=5, dtype=jnp.float32, jit=True):
     """Parameters and state after some steps: in one trace, in place of their buffers."""
     params, step = tree(0, dtype), stepper(transformation)
     if jit:
-        step = jax.jit(chex.assert_max_traces(step, n=1), donate_argnums=(0, 1))
+        step = jax.jit(counted(step, 1), donate_argnums=(0, 1))
     state = transformation.init(params)
     for t in range(steps):
         before = jax.tree.leaves((params, state))
@@ -226,7 +232,7 @@ def test_a_leaf_of_a_dataclass_is_named(entry: Entry):
 @every
 def test_python_numbers_cost_no_further_trace(entry: Entry):
     transformation = entry.make()
-    step = jax.jit(chex.assert_max_traces(stepper(transformation), n=2))
+    step = jax.jit(counted(stepper(transformation), 2))
     params, state = {"w": 2.0}, transformation.init({"w": 2.0})
     for _ in range(4):
         params, state = step(params, state, {"w": jnp.float32(1.0)})
@@ -241,12 +247,12 @@ def test_jit_equals_eager(entry: Entry):
     assert_close(run(entry.make()), run(entry.make(), jit=False))
 
 
-class TestVariants(chex.TestCase):
-    """With and without jit, device arrays and pmap."""
+class TestArguments(chex.TestCase):
+    """All variants, also of several devices, are in `on_eight_devices.py`."""
 
-    @chex.all_variants
+    @chex.variants(with_device=True, without_device=True)
     @parameterized.named_parameters((str(entry), entry) for entry in ALL)
-    def test_every_variant_equals_eager(self, entry):
+    def test_arrays_of_jax_and_of_numpy(self, entry):
         transformation = entry.make()
         args = tree(0), transformation.init(tree(0)), tree(1)
         step = stepper(transformation)
