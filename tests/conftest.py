@@ -2,11 +2,17 @@
 
 import os
 
+import hypothesis
 import jax
 import pytest
 
 pytest.register_assert_rewrite("tests.helpers")
 from tests.helpers import enable_x64  # noqa: E402
+
+reproducible = {"derandomize": True, "deadline": None, "database": None}
+hypothesis.settings.register_profile("quick", max_examples=40, **reproducible)
+hypothesis.settings.register_profile("thorough", max_examples=200, **reproducible)
+hypothesis.settings.load_profile("quick")
 
 
 def pytest_configure(config):

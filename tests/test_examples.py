@@ -239,6 +239,14 @@ def test_halves_of_the_grokking_table():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["bfloat16", "from_torch", "masks_tour", "warm_restarts"])
+def test_it_is_a_script(name, tmp_path):
+    """The others are run as one by tests that compare what they print."""
+    run = python(str(EXAMPLES / f"{name}.py"), "--quick", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("example", [trace_2d, linear_regression])
 def test_the_same_from_elsewhere(example, tmp_path, capsys):
     example.main(["--quick", "--out", str(tmp_path / "pictures")])
