@@ -237,8 +237,9 @@ class Tests:
         sys.path.insert(0, str(project))
         self.failed, self.session = None, None
         self.limit += time.process_time()
-        options = "-x -n0 --tb=no -p no:cacheprovider "
-            "-W ignore::pytest.PytestAssertRewriteWarning"
+        options = "-x -n0 --tb=no -p no:cacheprovider -W ignore::pytest.{}".format(
+            "PytestAssertRewriteWarning"
+        )
         code = pytest.main([*options.split(), *self.files], plugins=[self])
         if code and not (self.session and self.session.shouldstop):
             self.failed = self.failed or True
