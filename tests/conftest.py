@@ -1,16 +1,35 @@
 """Shared fixtures. Nothing may broadcast ranks silently, in any test."""
 
-import contextlib
+import os
 
+import hypothesis
 import jax
-import jax.experimental
 import pytest
 
+pytest.register_assert_rewrite("tests.helpers")
+from tests.helpers import enable_x64  # noqa: E402
 
-def enable_x64(on: bool = True) -> contextlib.AbstractContextManager:
-    """float64, under the name that this version of JAX has for it."""
-    module = jax if hasattr(jax, "enable_x64") else jax.experimental
-    return module.enable_x64(on)
+reproducible = {"derandomize": True, "deadline": None, "database": None}
+hypothesis.settings.register_profile("quick", max_examples=40, **reproducible)
+hypothesis.settings.register_profile("thorough", max_examples=200, **reproducible)
+hypothesis.settings.load_profile("quick")
+
+
+def pytest_configure(config):
+    """Keep what XLA compiles in pytest's cache, so that a second run need not compile.
+
+    Processes that tests start read it too, through the environment.
+    """
+    if not hasattr(config, "cache"):  # -p no:cacheprovider
+        return
+    options = {
+        "jax_compilation_cache_dir": str(config.cache.mkdir("jax")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in options.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(autouse=True)

@@ -31,35 +31,64 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-COMPAT = ["compat", "compat_golden", "conventions", "parity/carried_over"]
-PARITY = ["composer", "fastai", "keras", "tf_addons", "timm", "torch"]  # where installed
-TESTS = {  # of each module, beside its doctests: what is specific, then what is general
-    "moments": ["equations", "moments", "hard_cases", "laws"],
-    "_tree": [
-        "equations", "batches", "laws", "moments", "decay", "masks", "report", "precision",
-        "hard_cases", "parity/carried_over",
+MODULES = [
+    path.relative_to(ROOT / "optwd").with_suffix("").as_posix()
+    for path in sorted((ROOT / "optwd").rglob("*.py"))
+    if path.stem != "__init__"
+]
+OWN = {  # tests of each module, from the most specific to the most general
+    "_audit": ["audit"],
+    "_check": ["laws", "rates", "decay", "hard_cases"],
+    "_dtypes": ["laws", "moments", "precision", "hard_cases"],
+    "_l2": ["equations", "couplings", "laws"],
+    "_leafwise": [
+        "equations", "many_leaves", "moments", "decay", "precision", "laws", "hard_cases",
+        "parity/carried_over",
     ],
-    "decay": ["equations", "decay", "facts", "laws", "hard_cases"],
-    "optimizers": [
+    "_learning_rate": ["couplings", "laws", "conventions"],
+    "_measure": ["decay", "stacked_layers", "monitor", "report"],
+    "_moments": ["equations", "moments", "hard_cases", "laws"],
+    "_monitor": ["monitor", "report"],
+    "_optimizers": [
         "equations", "couplings", "with_weight_decay", "facts", "laws", "hard_cases",
     ],
-    "_rule": ["equations", "decay", "laws", "hard_cases"],
+    "_paths": ["laws", "masks", "decay", "report", "tabulate"],
+    "_precision": ["precision", "bfloat16", "laws", "hard_cases"],
     "_rounding": ["precision", "moments", "bfloat16"],
-    "precision": ["precision", "bfloat16", "laws", "hard_cases"],
-    "masks": ["masks", "standard_mask", "laws"],
-    "report": ["report"],
-    "_standard": ["standard_mask", "masks"],
-    "rates": ["rates", "couplings", "equations", "warm_restarts"],
-    "l2": ["equations", "couplings", "laws"],
-    **{
-        f"compat/{name}": COMPAT
-        + [f"parity/compat_{other}" for other in PARITY if name in (other, "_parts")]
-        for name in (
-            "_carry", "_parts", "big_vision", "composer", "conventions", "fastai",
-            "keras", "optax", "paper", "tf_addons", "timm", "torch",
-        )
-    },
+    "_rule": ["equations", "decay", "laws", "hard_cases"],
+    "_serialization": ["serialization"],
+    "_tabulate": ["tabulate", "report"],
+    "_zeros": ["laws", "moments", "precision"],
 }  # fmt: skip
+RATES = ["rates", "equilibrium", "couplings", "equations", "warm_restarts"]
+MASKS = ["masks", "standard_mask", "report", "laws"]
+DECAY = ["equations", "decay", "stacked_layers", "facts", "laws", "hard_cases"]
+COMPAT = ["compat", "compat_golden", "conventions", "conventions_rows", "known_lines"]
+GROUPS = {  # of modules that have the same tests
+    **dict.fromkeys(("rates", "_planners", "_equilibrium"), RATES),
+    **dict.fromkeys(("masks", "_mask_tree", "_globs", "_decide", "_standard"), MASKS),
+    **dict.fromkeys(("decay", "_anchors", "_norms"), DECAY),
+    "_probe": ["audit"], "_verdict": ["audit"],
+}
+TESTS = OWN | GROUPS
+
+
+def tests_of(module: str) -> list[str]:
+    """The files with the tests of a module, beside its doctests."""
+    names = TESTS.get(module, [])
+    if module.startswith("compat/"):
+        frameworks = [
+            f"parity/{path.stem.removeprefix('test_')}"
+            for path in sorted((ROOT / "tests/parity").glob("test_compat_*.py"))
+        ]
+        own = [f for f in frameworks if f.endswith(module.split("/")[1].split("_")[0])]
+        shared = "/_" in module
+        names = [*COMPAT, "equations", "parity/carried_over"]
+        names += frameworks if shared and not own else own
+    files = [file_of(name) for name in names]
+    return [file for file in files if (ROOT / file).exists()]
+
+
 PRELOAD = ("jax", "optax", "pytest", "hypothesis", "flax.nnx", "equinox", "haiku", "torch")
 TIMEOUT = 900  # seconds; a mutant that hangs has been noticed
 SWAPS: dict[type, type] = {
@@ -208,8 +237,8 @@ class Tests:
         sys.path.insert(0, str(project))
         self.failed, self.session = None, None
         self.limit += time.process_time()
-        options = (
-            "-x --tb=no -p no:cacheprovider -W ignore::pytest.PytestAssertRewriteWarning"
+        options = "-x -n0 --tb=no -p no:cacheprovider -W ignore::pytest.{}".format(
+            "PytestAssertRewriteWarning"
         )
         code = pytest.main([*options.split(), *self.files], plugins=[self])
         if code and not (self.session and self.session.shouldstop):
@@ -220,18 +249,24 @@ class Tests:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "modules", nargs="*", metavar="module[:line]", default=TESTS, help=", ".join(TESTS)
+        "modules",
+        nargs="*",
+        metavar="module[:line]",
+        default=MODULES,
+        help="all by default",
     )
     parser.add_argument("--list", action="store_true", help="print the mutants only")
-    parser.add_argument("--sample", type=int, help="so many of each module, by chance")
+    parser.add_argument("--sample", type=int, help="so many of each module, drawn randomly")
     parser.add_argument("--seconds", type=float, default=20, help="of tests, for a mutant")
     arguments = parser.parse_args()
     lines: dict[str, set[str]] = {}
     for argument in arguments.modules:
         module, _, line = argument.partition(":")
         lines.setdefault(module, set()).update([line] if line else [])
-    if unknown := set(lines) - set(TESTS):
-        parser.error(f"no module {', '.join(unknown)}; there are {', '.join(TESTS)}")
+    if unknown := set(lines) - set(MODULES):
+        parser.error(f"no module {', '.join(unknown)}; there are {', '.join(MODULES)}")
+    if untested := [module for module in lines if not tests_of(module)]:
+        parser.error(f"say in this file which tests {', '.join(untested)} has")
 
     chosen = {}
     for module in lines:
@@ -259,7 +294,7 @@ def main() -> None:
                 importlib.import_module(name)
         gc.freeze()  # what is loaded need not be searched in every run
 
-        files = {m: [f"optwd/{m}.py", *map(file_of, TESTS[m])] for m in chosen}
+        files = {m: [f"optwd/{m}.py", *tests_of(m)] for m in chosen}
         for module, found in chosen.items():
             start, survivors = time.monotonic(), 0
             path = project / "optwd" / f"{module}.py"

@@ -3,24 +3,26 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from absl.testing import parameterized
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optwd
+from tests.helpers import stepper, written_and_read
 from tests.registry import ALL, Entry
-from tests.test_serialization import written_and_read
 
 
 def bfloat16(name, rounding, **arguments):
     def make():
         moments = {"mu_dtype": jnp.bfloat16, "nu_dtype": jnp.bfloat16}
         adamw = optwd.adamw(0.01, weight_decay=0.1, **moments)
-        return optwd.in_float32(optax.chain(adamw, rounding(optax.identity(), **arguments)))
+        return rounding(adamw, **arguments)
 
     return Entry(name, make, {}, narrow=True)
 
@@ -38,7 +40,7 @@ MEASURING = (
 ELEMENTWISE = (
     *(entry for entry in ALL if entry not in CONSTRAINED),
     bfloat16("adamw in bfloat16, compensated", optwd.compensate_rounding),
-    bfloat16("adamw in bfloat16, by chance", optwd.round_stochastically, seed=0),
+    bfloat16("adamw in bfloat16, stochastic", optwd.round_stochastically, seed=0),
 )
 every_measuring = pytest.mark.parametrize("entry", MEASURING, ids=str)
 every_axis_type = pytest.mark.parametrize(
@@ -269,6 +271,17 @@ def test_measuring_needs_one_reduction_if_all_leaves_lie_alike(entry):
     init, step = program((entry,))
     compiled = jax.jit(step).lower(params, jax.jit(init)(params), params).compile()
     assert len(collectives(compiled.as_text())) == 1
+
+
+class TestVariants(chex.TestCase):
+    """With and without jit, arrays of JAX and of NumPy, and pmap."""
+
+    @chex.all_variants
+    @parameterized.named_parameters((str(entry), entry) for entry in ALL)
+    def test_every_variant_is_the_same(self, entry):
+        step = stepper(entry.make())
+        args = tree(0, entry), entry.make().init(tree(0, entry)), tree(1, entry)
+        assert_within_2_ulp(self.variant(step)(*args), step(*args))
 
 
 # --- out of the process --------------------------------------------------------------

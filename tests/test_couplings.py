@@ -6,14 +6,13 @@
 - a peak that cannot be known, or is not used, raises.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import optwd
 from optwd import decay, rates
+from tests import helpers
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -45,15 +44,7 @@ def warm_up(t):
 
 
 def path_of(optimizer, gradients=GRADIENTS):
-    def body(carry, g):
-        p, state = carry
-        updates, state = optimizer.update(g, state, p)
-        p = optax.apply_updates(p, updates)
-        return (p, state), p
-
-    start = jnp.asarray(START)
-    carry = (start, optimizer.init(start))
-    return np.asarray(jax.lax.scan(body, carry, jnp.asarray(gradients))[1])
+    return helpers.path_of(optimizer, START, gradients)
 
 
 def coupled(make, eta, coupling, weight_decay=LAMBDA):

@@ -13,7 +13,7 @@ import pytest
 
 import optwd
 from optwd import decay, rates
-from tests import reference
+from tests import helpers, reference
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -131,15 +131,7 @@ def test_linear_rules_with_float_masks(make, rate):
 
 def path_of(optimizer):
     """The parameters after each step on a noisy quadratic."""
-
-    def body(carry, noise):
-        p, state = carry
-        updates, state = optimizer.update(HESSIAN @ p + noise, state, p)
-        p = optax.apply_updates(p, updates)
-        return (p, state), p
-
-    start = jnp.asarray(START)
-    return jax.lax.scan(body, (start, optimizer.init(start)), jnp.asarray(NOISE))[1]
+    return helpers.path_of(optimizer, START, NOISE, lambda p, noise: HESSIAN @ p + noise)
 
 
 def momentum(gradients):

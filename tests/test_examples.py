@@ -18,8 +18,7 @@
 - A missing extra is named in one line; a stop while saving leaves the old picture.
 """
 
-import os
-import subprocess
+import importlib
 import sys
 from pathlib import Path
 
@@ -35,20 +34,10 @@ import pytest
 import trace_2d
 from sklearn.datasets import load_digits
 
-import optwd
 from tests import reference
+from tests.helpers import python
 
 EXAMPLES = Path(compare_decay.__file__).parent
-
-
-def python(*args, cwd):
-    """Another Python, in another directory, with the package that is tested here."""
-    env = os.environ | {
-        "PYTHONPATH": str(Path(optwd.__file__).parents[1]),
-        "PYTHONUTF8": "1",
-    }
-    command = [sys.executable, *args]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -116,12 +105,10 @@ def test_trace_2d(tmp_path, capsys):
     assert "Adam, η = 0.1           -3.06034094   -0.22245266" in printed
 
     assert (tmp_path / "pictures" / "trace_2d.png").stat().st_size > 20_000
-    assert_the_same_from_elsewhere("trace_2d", printed, tmp_path)
 
 
-def test_linear_regression(tmp_path, capsys):
+def test_linear_regression(tmp_path):
     ends = linear_regression.main(["--out", str(tmp_path / "pictures")])
-    printed = capsys.readouterr().out
 
     # 88 steps leave e^-0.88 of the way along a feature of variance 1.
     assert 0.24 < ends["best"] < ends["scratch"] < 0.28
@@ -129,7 +116,6 @@ def test_linear_regression(tmp_path, capsys):
     assert ends["weights"] < 1e-14
 
     assert (tmp_path / "pictures" / "linear_regression.png").stat().st_size > 20_000
-    assert_the_same_from_elsewhere("linear_regression", printed, tmp_path)
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", " "])
@@ -252,6 +238,22 @@ def test_halves_of_the_grokking_table():
     assert (grokking.split(7, 0.4, 1)[0] != train).any()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bfloat16", "from_torch", "masks_tour", "warm_restarts"])
+def test_it_is_a_script(name, tmp_path):
+    """The others are run as one by tests that compare what they print."""
+    run = python(str(EXAMPLES / f"{name}.py"), "--quick", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", [trace_2d, linear_regression])
+def test_the_same_from_elsewhere(example, tmp_path, capsys):
+    example.main(["--quick", "--out", str(tmp_path / "pictures")])
+    printed = capsys.readouterr().out
+    assert_the_same_from_elsewhere(example.__name__, printed, tmp_path)
+
+
 def assert_the_same_from_elsewhere(name, printed, folder):
     """The script in its quick mode, in another process and working directory."""
     run = python(str(EXAMPLES / f"{name}.py"), "--quick", cwd=folder)
@@ -312,16 +314,16 @@ def test_options_that_cannot_be_are_refused(option, capsys):
     "module",
     ["equinox", "flax", "haiku", "matplotlib", "optwd", "orbax", "rich", "sklearn", "tqdm"],
 )
-def test_a_missing_extra_is_named_in_one_line(module, tmp_path):
+def test_a_missing_extra_is_named_in_one_line(module, monkeypatch):
     others = dict.fromkeys(("equinox", "haiku"), "masks_tour") | {"orbax": "train_sharded"}
     example = others.get(module, "compare_decay")
-    block = (
-        f"import sys; sys.modules['{module}'] = None; "
-        f"sys.path.insert(0, {str(EXAMPLES)!r}); import {example}"
-    )
-    run = python("-c", block, cwd=tmp_path)
-    assert run.returncode == 1
-    assert run.stderr.strip() == (
+    for name in list(sys.modules):
+        if name in (example, "_common") or name.startswith(f"{module}."):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(example)
+    assert end.value.code == (
         f"{module} is not installed. In the project's root, run: "
         'pip install -e ".[examples]"'
     )

@@ -8,7 +8,6 @@
 - worked numbers: the first steps of Adam, a 2-D quadratic.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -16,6 +15,7 @@ import pytest
 
 import optwd
 from optwd import decay
+from tests import helpers
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -24,16 +24,7 @@ GRADIENTS = np.random.default_rng(0).normal(size=(50, 3))
 
 
 def path_of(optimizer, gradients=GRADIENTS, start=START):
-    start = jnp.asarray(start)
-
-    def body(carry, g):
-        p, state = carry
-        updates, state = optimizer.update(g, state, p)
-        p = optax.apply_updates(p, updates)
-        return (p, state), p
-
-    carry = (start, optimizer.init(start))
-    return np.asarray(jax.lax.scan(body, carry, jnp.asarray(gradients))[1])
+    return helpers.path_of(optimizer, start, gradients)
 
 
 def test_l2_is_weight_decay_under_sgd_alone():

@@ -3,23 +3,35 @@
 - updates come back in the dtype of the gradients; the state keeps its structure, shapes
   and dtypes, also when a rate is a schedule or a mask is given;
 - None, integer, float0, empty, 0-d and 0-size leaves and Python numbers pass as they must;
-- jit equals eager, in one trace; vmap, scan and cond equal a loop; buffers are donated,
-  and a step is then in place; adamw holds 8 bytes a parameter, or 4;
+- eager, jit, pmap and NumPy arguments give the same; jit in one trace, in place of the
+  buffers it is given; vmap, scan and cond equal a loop; adamw holds 8 bytes a parameter,
+  or 4;
 - it works inside Optax's wrappers, and one step exports for cpu, cuda and tpu;
 - a rate of 0 is the identity and a masked leaf is untouched, bit for bit;
 - bad input raises an error that names the path, the value and the fix.
+
+Laws about dtypes and structure are decided by `jax.eval_shape`, which compiles nothing.
 """
 
+import functools
 import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax import export
+from absl.testing import parameterized
 
 import optwd
+from tests.helpers import (
+    assert_same_signature,
+    random_tree,
+    stack,
+    stepper,
+    written_and_read,
+)
 from tests.registry import ALL, DECAYS, OPTIMIZERS, Entry
 
 every = pytest.mark.parametrize("entry", ALL, ids=str)
@@ -27,54 +39,35 @@ every_decay = pytest.mark.parametrize("entry", DECAYS, ids=str)
 every_optimizer = pytest.mark.parametrize("entry", OPTIMIZERS, ids=str)
 
 SHAPES = {"a": {"kernel": (3, 4), "bias": (4,)}, "b": [(2,), ()]}
+tree = functools.partial(random_tree, SHAPES)
+assert_equal = chex.assert_trees_all_equal
+# a few ulp: contraction may differ
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=2e-6, atol=2e-7)
 
 
-def tree(seed, dtype=jnp.float32):
-    rng = np.random.default_rng(seed)
-
-    def leaf(shape):
-        x = rng.normal(size=shape)
-        if jnp.issubdtype(dtype, jnp.complexfloating):
-            x = x + 1j * rng.normal(size=shape)
-        return jnp.asarray(x, dtype)
-
-    return jax.tree.map(leaf, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
-
-
-def stepper(transformation):
-    """One step on (params, state, gradients); the updates are added, whatever they mean."""
-
-    def step(params, state, gradients):
-        updates, state = transformation.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
+def counted(function, n):
+    """It fails when it is traced more than `n` times; one such function at a time."""
+    chex.clear_trace_counter()
+    return chex.assert_max_traces(function, n)
 
 
 def run(transformation, steps=5, dtype=jnp.float32, jit=True):
+    """Parameters and state after some steps: in one trace, in place of their buffers."""
     params, step = tree(0, dtype), stepper(transformation)
-    step = jax.jit(step) if jit else step
+    if jit:
+        step = jax.jit(counted(step, 1), donate_argnums=(0, 1))
     state = transformation.init(params)
     for t in range(steps):
+        before = jax.tree.leaves((params, state))
         params, state = step(params, state, tree(t + 1, dtype))
+        assert all(x.is_deleted() == jit for x in before)
     return params, state
 
 
-def assert_equal(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def assert_close(a, b, rtol=2e-6, atol=2e-7):  # a few ulp: contraction may differ
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
-
-
-def signature(state):
-    return jax.tree.structure(state), [
-        (jnp.shape(x), jnp.result_type(x), getattr(x, "weak_type", False))
-        for x in jax.tree.leaves(state)
-    ]
+def shapes_of_step(transformation, params, gradients, state=None):
+    """(updates, state, new state), of which only shapes and dtypes are computed."""
+    state = jax.eval_shape(transformation.init, params) if state is None else state
+    return state, *jax.eval_shape(transformation.update, gradients, state, params)
 
 
 # --- dtypes and structure ------------------------------------------------------------
@@ -89,35 +82,29 @@ def test_dtype_and_state_are_kept(entry: Entry, dtype, scheduled):
     changes = {entry.decay: lambda t: jnp.float32(0.1)} if entry.decay and scheduled else {}
     if entry.optimizer and scheduled:
         changes["learning_rate"] = optax.linear_schedule(0.01, 0.0, 10)
-    transformation = entry.make(**changes)
-    params, gradients = tree(0, dtype), tree(1, dtype)
-    state = transformation.init(params)
-    updates, new = transformation.update(gradients, state, params)
-    assert jax.tree.map(lambda u: u.dtype, updates) == jax.tree.map(
-        lambda g: g.dtype, gradients
-    )
-    assert signature(new) == signature(state)
+    gradients = tree(1, dtype)
+    state, updates, new = shapes_of_step(entry.make(**changes), tree(0, dtype), gradients)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, gradients)
+    assert_same_signature(new, state)
 
 
 @every
 def test_moments_of_low_precision_are_wide(entry: Entry):
-    params = tree(0, jnp.bfloat16)
-    for x in jax.tree.leaves(entry.make().init(params)):
+    for x in jax.tree.leaves(jax.eval_shape(entry.make().init, tree(0, jnp.bfloat16))):
         assert x.dtype in (jnp.int32, jnp.float32) or entry.anchored or entry.narrow
 
 
 @every
 def test_bfloat16_parameters_with_float32_gradients_in_scan(entry: Entry):
     transformation, params = entry.make(), tree(0, jnp.bfloat16)
-    gradients = jax.tree.map(lambda *g: jnp.stack(g), tree(1), tree(2))
-    step = stepper(transformation)
-    (new, _), _ = jax.lax.scan(
-        lambda carry, g: (step(*carry, g), None),
-        (params, transformation.init(params)),
-        gradients,
-    )
-    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(new))
-    assert all(np.isfinite(np.float32(x)).all() for x in jax.tree.leaves(new))
+
+    def scan(carry, gradients):
+        return jax.lax.scan(
+            lambda carry, g: (stepper(transformation)(*carry, g), None), carry, gradients
+        )[0]
+
+    carry = (params, jax.eval_shape(transformation.init, params))
+    assert_same_signature(jax.eval_shape(scan, carry, stack(tree(1), tree(2))), carry)
 
 
 @every_decay
@@ -128,36 +115,35 @@ def test_the_dtype_of_a_rate_does_not_widen(entry: Entry, rate, dtype, x64):
     if entry.optimizer:
         changes["learning_rate"] = rate
     for changed in (changes, {k: (lambda t, v=v: v) for k, v in changes.items()}):
-        transformation, params = entry.make(**changed), tree(0, dtype)
-        updates, _ = transformation.update(
-            tree(1, dtype), transformation.init(params), params
-        )
-        assert all(u.dtype == dtype for u in jax.tree.leaves(updates))
+        gradients = tree(1, dtype)
+        _, updates, _ = shapes_of_step(entry.make(**changed), tree(0, dtype), gradients)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, gradients)
 
 
 @every
-def test_strict_promotion(entry: Entry, x64):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
+def test_strict_promotion(entry: Entry, dtype, x64):
     with jax.numpy_dtype_promotion("strict"):
-        for dtype in (jnp.float32, jnp.bfloat16, jnp.float64):
-            transformation, params = entry.make(), tree(0, dtype)
-            state = transformation.init(params)
-            updates, _ = jax.jit(transformation.update)(tree(1, dtype), state, params)
-            assert all(u.dtype == dtype for u in jax.tree.leaves(updates))
+        gradients = tree(1, dtype)
+        _, updates, _ = shapes_of_step(entry.make(), tree(0, dtype), gradients)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, gradients)
 
 
 @every_decay
 def test_state_is_the_same_for_number_schedule_and_mask(entry: Entry):
-    params = tree(0)
+    masks = [None, {"a": True, "b": 0.5}, lambda p: jax.tree.map(lambda _: False, p)]
+    rates = [0.1, 0.0, optax.constant_schedule(0.1)]
     states = [
-        entry.make(**{entry.decay: rate, "mask": mask}).init(params)
-        for rate in (0.1, 0.0, optax.constant_schedule(0.1))
-        for mask in (
-            None,
-            {"a": True, "b": 0.5},
-            lambda p: jax.tree.map(lambda _: False, p),
-        )
+        [
+            jax.eval_shape(entry.make(**{entry.decay: rate, "mask": mask}).init, tree(0))
+            for rate in rates
+        ]
+        for mask in masks
     ]
-    assert len({str(signature(state)) for state in states}) == 1
+    for of_a_mask in states:
+        assert_same_signature(*of_a_mask)
+    if not entry.anchored:  # an anchor is kept only where there is decay
+        assert_same_signature(*(of_a_mask[0] for of_a_mask in states))
 
 
 # --- leaves that do not take part ----------------------------------------------------
@@ -173,66 +159,83 @@ def test_none_gradient_leaves_its_leaf_alone(entry: Entry):
     updates, new = transformation.update(gradients, state, params)
     assert updates["a"]["kernel"] is None
     np.testing.assert_array_equal(updates["a"]["bias"], full[0]["a"]["bias"])
-    assert signature(new) == signature(state)
+    assert_same_signature(new, state)
     for field in ("mu", "nu", "nu_max", "trace"):
         if (moments := optax.tree.get(new, field, None)) is not None:
             assert not np.any(moments["a"]["kernel"])
 
 
 @every
-@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_])
-@pytest.mark.parametrize("gradient", ["zeros", "float0"])
-def test_integer_leaf_is_untouched(entry: Entry, dtype, gradient):
-    start = jnp.array([16777217, 1], dtype)  # not a float32
-    params = {"w": jnp.ones(2), "n": start}
-    n = {"zeros": jnp.zeros(2, dtype), "float0": np.zeros(2, jax.dtypes.float0)}[gradient]
+def test_leaves_that_are_not_floating_are_untouched(entry: Entry):
+    start = {
+        "int32": jnp.array([16777217, 1]),  # not a float32
+        "bool": jnp.array([True, False]),
+    }
+    params = {"w": jnp.ones(2), "zeros": start, "float0": start}
+    gradients = {
+        "w": jnp.ones(2),
+        "zeros": jax.tree.map(jnp.zeros_like, start),
+        "float0": jax.tree.map(lambda x: np.zeros(2, jax.dtypes.float0), start),
+    }
     transformation = entry.make()
     state = transformation.init(params)
     for _ in range(2):
-        updates, new = transformation.update({"w": jnp.ones(2), "n": n}, state, params)
+        updates, new = transformation.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
-        assert signature(new) == signature(state)
+        assert_same_signature(new, state)
         state = new
-    np.testing.assert_array_equal(params["n"], start)
-    assert params["n"].dtype == dtype
+    for kind in ("zeros", "float0"):
+        chex.assert_trees_all_equal(params[kind], start, strict=True)
     assert not np.array_equal(params["w"], jnp.ones(2))
 
 
+@chex.dataclass
+class Layer:  # noqa: D101
+    kernel: jax.Array
+    bias: jax.Array | None
+
+
+ODD = {
+    "dict": {},
+    "tuple": (),
+    "0-d": jnp.ones(()),
+    "odd leaves": {
+        "None": None,
+        "0-size": jnp.ones((0, 3)),
+        "0-d": jnp.ones(()),
+        "masked": optax.MaskedNode(),
+        "dataclass": Layer(kernel=jnp.ones(2), bias=None),
+    },
+}
+
+
 @every
-@pytest.mark.parametrize(
-    "params",
-    [
-        {},
-        (),
-        {"a": None, "b": jnp.ones(2)},
-        {"a": jnp.ones((0, 3))},
-        jnp.ones(()),
-        {"a": optax.MaskedNode(), "b": jnp.ones(2)},
-    ],
-    ids=["dict", "tuple", "None", "0-size", "0-d", "MaskedNode"],
-)
+@pytest.mark.parametrize("params", ODD.values(), ids=ODD)
 def test_odd_trees(entry: Entry, params):
     transformation = entry.make()
     state = transformation.init(params)
-    updates, new = jax.jit(transformation.update)(params, state, params)
-    assert jax.tree.structure(updates) == jax.tree.structure(params)
-    assert signature(new) == signature(state)
-    assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
+    updates, new = transformation.update(params, state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+    assert_same_signature(new, state)
+    chex.assert_tree_all_finite(updates)
+
+
+@every
+def test_a_leaf_of_a_dataclass_is_named(entry: Entry):
+    params = [Layer(kernel=jnp.ones((1, 3)), bias=jnp.ones(2))]
+    transformation = entry.make()
+    wrong = [params[0].replace(kernel=jnp.ones((3, 1)))]
+    with pytest.raises(ValueError, match=r"0/kernel: .*\(3, 1\).*\(1, 3\)"):
+        transformation.update(wrong, transformation.init(params), params)
 
 
 @every
 def test_python_numbers_cost_no_further_trace(entry: Entry):
-    transformation, traces = entry.make(), []
-
-    @jax.jit
-    def step(params, state, gradients):
-        traces.append(1)
-        return stepper(transformation)(params, state, gradients)
-
+    transformation = entry.make()
+    step = jax.jit(counted(stepper(transformation), 2))
     params, state = {"w": 2.0}, transformation.init({"w": 2.0})
     for _ in range(4):
         params, state = step(params, state, {"w": jnp.float32(1.0)})
-    assert len(traces) <= 2
     assert params["w"] != 2.0
 
 
@@ -244,63 +247,45 @@ def test_jit_equals_eager(entry: Entry):
     assert_close(run(entry.make()), run(entry.make(), jit=False))
 
 
-@every
-def test_one_trace(entry: Entry):
-    transformation, traces = entry.make(), []
+class TestArguments(chex.TestCase):
+    """All variants, also of several devices, are in `on_eight_devices.py`."""
 
-    @jax.jit
-    def step(params, state, gradients):
-        traces.append(1)
-        return stepper(transformation)(params, state, gradients)
-
-    params = tree(0)
-    state = transformation.init(params)
-    for t in range(4):
-        params, state = step(params, state, tree(t + 1))
-    assert len(traces) == 1
+    @chex.variants(with_device=True, without_device=True)
+    @parameterized.named_parameters((str(entry), entry) for entry in ALL)
+    def test_arrays_of_jax_and_of_numpy(self, entry):
+        transformation = entry.make()
+        args = tree(0), transformation.init(tree(0)), tree(1)
+        step = stepper(transformation)
+        assert_close(self.variant(step)(*args), step(*args))
 
 
 @every
 def test_vmap_equals_a_loop(entry: Entry):
-    transformation = entry.make()
+    transformation, step = entry.make(), jax.jit(stepper(entry.make()))
 
-    def two_steps(params, gradients):
+    def two_steps(step, params, gradients):
         state = transformation.init(params)
         for _ in range(2):
-            updates, state = transformation.update(gradients, state, params)
-            params = optax.apply_updates(params, updates)
+            params, state = step(params, state, gradients)
         return params
 
-    batch = [jax.tree.map(lambda *x: jnp.stack(x), *(tree(s) for s in seeds))
-             for seeds in ((0, 1, 2), (3, 4, 5))]  # fmt: skip
-    each = [two_steps(tree(s), tree(s + 3)) for s in range(3)]
-    assert_close(jax.vmap(two_steps)(*batch), jax.tree.map(lambda *x: jnp.stack(x), *each))
+    batch = [stack(*map(tree, seeds)) for seeds in ((0, 1, 2), (3, 4, 5))]
+    each = [two_steps(step, tree(s), tree(s + 3)) for s in range(3)]
+    together = functools.partial(two_steps, stepper(transformation))
+    assert_close(jax.jit(jax.vmap(together))(*batch), stack(*each))
 
 
 @every
 def test_scan_and_cond_equal_a_loop(entry: Entry):
     transformation, params = entry.make(), tree(0)
-    gradients = jax.tree.map(lambda *g: jnp.stack(g), *(tree(t + 1) for t in range(5)))
     step = stepper(transformation)
 
     def body(carry, g):
         return jax.lax.cond(True, lambda c: step(*c, g), lambda c: c, carry), None
 
+    gradients = stack(*(tree(t + 1) for t in range(5)))
     final, _ = jax.lax.scan(body, (params, transformation.init(params)), gradients)
     assert_close(final, run(transformation))
-
-
-@every
-def test_donation(entry: Entry):
-    transformation = entry.make()
-    expected = run(transformation)
-    params, state = tree(0), transformation.init(tree(0))
-    step = jax.jit(stepper(transformation), donate_argnums=(0, 1))
-    for t in range(5):
-        before = jax.tree.leaves((params, state))
-        params, state = step(params, state, tree(t + 1))
-        assert all(x.is_deleted() for x in before)
-    assert_equal((params, state), expected)
 
 
 @every_optimizer
@@ -331,14 +316,9 @@ def test_eval_shape_of_init(entry: Entry):
     params = tree(0, jnp.bfloat16)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     init = entry.make().init
-    expected = init(params)
-    states = [jax.eval_shape(init, params), jax.eval_shape(init, shapes)]
+    states = [init(params), jax.eval_shape(init, params), jax.eval_shape(init, shapes)]
     states += [] if entry.anchored else [init(shapes)]  # shapes hold no values to copy
-    for state in states:
-        assert jax.tree.structure(state) == jax.tree.structure(expected)
-        assert [(x.shape, x.dtype) for x in jax.tree.leaves(state)] == [
-            (x.shape, x.dtype) for x in jax.tree.leaves(expected)
-        ]
+    chex.assert_trees_all_equal_shapes_and_dtypes(*states)
 
 
 @every_optimizer
@@ -346,27 +326,24 @@ def test_export_for_every_platform(entry: Entry):
     optimizer, params = entry.make(), tree(0)
     args = params, optimizer.init(params), tree(1)
     optwd.register_for_export(args)
-    step = jax.jit(stepper(optimizer))
-    exported = export.export(step, platforms=("cpu", "cuda", "tpu"))(*args)
-    assert exported.platforms == ("cpu", "cuda", "tpu")
-    restored = export.deserialize(exported.serialize())
-    assert_close(restored.call(*args), step(*args))
+    step = stepper(optimizer)
+    assert_close(written_and_read(step, *args).call(*args), jax.jit(step)(*args))
 
 
 @every_optimizer
 def test_vmap_over_hyperparameters(entry: Entry):
     names = [n for n in ("learning_rate", entry.decay) if n]
-    values = jnp.array([[0.01, 0.02, 0.0], [0.1, 0.0, 0.3]])[: len(names)]
+    values = np.array([[0.01, 0.02, 0.0], [0.1, 0.0, 0.3]])[: len(names)]
 
     def final(*hyperparameters):
-        return run(entry.make(**dict(zip(names, hyperparameters, strict=True))), jit=False)[
-            0
-        ]
+        optimizer = entry.make(**dict(zip(names, hyperparameters, strict=True)))
+        params, state = tree(0), optimizer.init(tree(0))
+        for t in range(2):
+            params, state = stepper(optimizer)(params, state, tree(t + 1))
+        return params
 
-    each = [final(*column) for column in np.asarray(values).T.tolist()]
-    assert_close(
-        jax.vmap(final)(*values), jax.tree.map(lambda *x: jnp.stack(x), *each), atol=1e-6
-    )
+    each = [final(*column) for column in values.T.tolist()]
+    assert_close(jax.jit(jax.vmap(final))(*jnp.asarray(values)), stack(*each), atol=1e-6)
 
 
 # --- inside Optax --------------------------------------------------------------------
@@ -504,22 +481,26 @@ MASKS = {
 
 
 @every_decay
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_masks(entry: Entry, mask):
-    def updates(mask, gradients=tree(1)):  # noqa: B008
-        transformation = entry.make(mask=mask)
-        return jax.jit(transformation.update)(
-            gradients, transformation.init(tree(0)), tree(0)
-        )[0]
+def test_masks(entry: Entry):
+    half = entry.arguments[entry.decay] / 2
+    makes = {name: {"mask": mask} for name, mask in MASKS.items()}
+    makes |= {"bare": {"mask": False}, "full": {}, "half": {entry.decay: half}}
 
-    got, bare, full = updates(mask), updates(False), updates(None)
-    assert_equal(got["a"]["bias"], bare["a"]["bias"])
-    assert_equal(got["b"][1], bare["b"][1])
-    assert_equal(got["a"]["kernel"], full["a"]["kernel"])
-    if isinstance(mask, dict) and mask["b"]:
-        half = entry.make(**{entry.decay: entry.arguments[entry.decay] / 2})
-        expected, _ = half.update(tree(1), half.init(tree(0)), tree(0))
-        assert_close(got["b"][0], expected["b"][0])
+    @jax.jit  # one program compiles sooner than seven
+    def updates(gradients, params):
+        made = {name: entry.make(**changes) for name, changes in makes.items()}
+        return {
+            name: transformation.update(gradients, transformation.init(params), params)[0]
+            for name, transformation in made.items()
+        }
+
+    got = updates(tree(1), tree(0))
+    bare, full, half = (got.pop(name) for name in ("bare", "full", "half"))
+    for name, u in got.items():
+        assert_equal(u["a"], full["a"] | {"bias": bare["a"]["bias"]})
+        assert_equal(u["b"][1], bare["b"][1])
+        if name in ("tree", "array"):
+            assert_close(u["b"][0], half["b"][0])
 
 
 @every_decay
@@ -532,7 +513,7 @@ def test_masks_see_parameters_only(entry: Entry):
 
     transformation, params = entry.make(mask=mask), tree(0)
     transformation.update(tree(1), transformation.init(params), params)
-    assert len(seen) == 2
+    assert len(seen) >= 2  # at init and at update
     assert all(leaf is p for t in seen for leaf, p in
                zip(jax.tree.leaves(t), jax.tree.leaves(params), strict=True))  # fmt: skip
 
@@ -584,15 +565,6 @@ def test_other_keys_raise_with_the_path(entry: Entry, change):
         gradients["a"]["typo"] = jnp.ones(2)
     with pytest.raises(ValueError, match=r"a/bias|a/typo"):
         transformation.update(gradients, state, tree(0))
-
-
-@every
-def test_other_shapes_raise_with_the_path(entry: Entry):
-    params = {"layer": {"w": jnp.ones((1, 3))}}
-    transformation = entry.make()
-    state = transformation.init(params)
-    with pytest.raises(ValueError, match=r"layer/w: .*\(3, 1\).*\(1, 3\)"):
-        transformation.update({"layer": {"w": jnp.ones((3, 1))}}, state, params)
 
 
 @every
@@ -651,7 +623,7 @@ NOT_RATES = [-1e-3, float("nan"), float("inf"), jnp.float32(-1), np.float64("nan
 
 @every
 def test_hyperparameters_are_checked_when_concrete(entry: Entry):
-    names = {"b1", "b2", "momentum"} & set(entry.factory.__code__.co_varnames)
+    names = {"b1", "b2", "momentum", "decay"} & set(entry.factory.__code__.co_varnames)
     cases = [(n, v) for n in names for v in (1.0, -0.1, 1.5, float("nan"), jnp.float32(1))]
     cases += [
         (n, v)
@@ -686,7 +658,7 @@ def test_moment_dtypes_must_be_floating(factory, name):
 
 
 def test_coupling_errors():
-    with pytest.raises(ValueError, match=r"coupling must be .* got 'lr'"):
+    with pytest.raises(ValueError, match=r"scaled_by must be .* got 'lr'"):
         optwd.adamw(1e-3, scaled_by="lr")
     with pytest.raises(ValueError, match="needs peak_learning_rate"):
         optwd.adamw(optax.constant_schedule(1e-3), scaled_by="schedule")

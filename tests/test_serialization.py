@@ -8,6 +8,7 @@
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,46 +17,35 @@ import pytest
 from jax import export
 
 import optwd
+from tests.helpers import written_and_read
 from tests.registry import ALL
 
-PLATFORMS = ("cpu", "cuda", "tpu")
+assert_equal = chex.assert_trees_all_equal
 
 
-def assert_equal(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def written_and_read(function, *args):
-    exported = export.export(jax.jit(function), platforms=PLATFORMS)(*args)
-    restored = export.deserialize(exported.serialize())
-    assert restored.platforms == PLATFORMS
-    return restored
-
-
-def everything(rounding):
+def everything():
     schedule = optax.cosine_decay_schedule(0.01, 10)
     decay = optwd.decay.cautious(0.1, optwd.masks.standard())
-    return optwd.in_float32(
-        optax.chain(
-            optax.clip_by_global_norm(1.0),
-            optwd.scale_by_adam(mu_dtype=jnp.bfloat16),
-            optwd.monitor(decay, "decay"),
-            optax.scale_by_learning_rate(schedule),
-            rounding,
-            optwd.monitor_rounding(),
-        )
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optwd.scale_by_adam(mu_dtype=jnp.bfloat16),
+        optwd.monitor(decay, "decay"),
+        optax.scale_by_learning_rate(schedule),
     )
+
+
+def monitored(optimizer):
+    return optax.chain(optimizer, optwd.monitor_rounding())
 
 
 @pytest.mark.parametrize(
     ("dtype", "optimizer"),
     [
         (jnp.float32, optwd.adamw(0.01, weight_decay=0.1)),
-        (jnp.bfloat16, everything(optwd.compensate_rounding(optax.identity()))),
-        (jnp.bfloat16, everything(optwd.round_stochastically(optax.identity(), 0))),
+        (jnp.bfloat16, monitored(optwd.compensate_rounding(everything()))),
+        (jnp.bfloat16, monitored(optwd.round_stochastically(everything(), 0))),
     ],
-    ids=["adamw", "compensated", "by chance"],
+    ids=["adamw", "compensated", "stochastic"],
 )
 def test_a_whole_train_step(dtype, optimizer):
     rng = np.random.default_rng(0)

@@ -3,20 +3,18 @@
 - every leaf of every state lives where its parameter lives, and numbers live everywhere,
   from an eager `init`, from `jit(init)` and with `out_shardings`, under Auto and Explicit
   axes; a step keeps them there, and is traced once;
-- results equal those of one device, and random rounding the very same bits;
+- results equal those of one device, and stochastic rounding the very same bits;
 - what is elementwise compiles to no collective at all; `decay.constrained`, `monitor` and
   `monitor_rounding` reduce some numbers of each sharded leaf, and nothing larger;
-- inside of `shard_map` these three refuse shards; all others are right.
+- inside `shard_map` these three refuse shards; all others are right.
 """
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.helpers import python
 from tests.registry import ALL
 
 HERE = Path(__file__).parent
@@ -24,15 +22,10 @@ HERE = Path(__file__).parent
 
 @pytest.mark.slow
 def test_on_eight_devices():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    run = subprocess.run(
-        [*command, str(HERE / "on_eight_devices.py")],
-        env=os.environ | flags | {"JAX_PLATFORMS": "cpu"},
-        cwd=HERE.parent,
-        capture_output=True,
-        encoding="utf-8",
-    )
+    eight = "--xla_force_host_platform_device_count=8"
+    options = ["-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"]
+    file = str(HERE / "on_eight_devices.py")
+    run = python(*options, file, cwd=HERE.parent, JAX_PLATFORMS="cpu", XLA_FLAGS=eight)
     passed = re.search(r"\n(\d+) passed in .*\Z", run.stdout.strip())  # nothing but passed
     assert passed, run.stdout + run.stderr
     assert int(passed[1]) > 2 * len(ALL)

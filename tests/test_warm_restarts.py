@@ -5,14 +5,12 @@
 - the example runs, its accuracy grows over the cycles, and the picture is there.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import warm_restarts
 
 from tests import reference
+from tests.helpers import path_of
 
 CYCLES = (1, 2, 4)
 EPOCH = warm_restarts.EPOCH
@@ -41,14 +39,7 @@ def test_recipes(make, direction, x64):
     noise = np.random.default_rng(0).normal(size=(STEPS, 3))
     optimizer, start = make(peak, CYCLES), np.array([1.0, -2.0, 3.0])
 
-    def body(carry, noise):
-        p, state = carry
-        updates, state = optimizer.update(hessian * p + noise, state, p)
-        p = optax.apply_updates(p, updates)
-        return (p, state), p
-
-    begin = (jnp.asarray(start), optimizer.init(jnp.asarray(start)))
-    got = jax.lax.scan(body, begin, jnp.asarray(noise))[1]
+    got = path_of(optimizer, start, noise, lambda p, n: hessian * p + n)
     want = reference.train(
         start,
         [lambda p, n=n: hessian * p + n for n in noise],

@@ -7,6 +7,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,8 +69,7 @@ def gradients_at(params):
     return gradients, {"value": value, "unused": 1}
 
 
-def assert_close(got, want):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-12, 1e-12), got, want)
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-12, atol=1e-12)
 
 
 def decayed(params, rho, rule=reference.linear):

@@ -1,0 +1,102 @@
+"""What several test files need."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.experimental
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import export
+
+import optwd
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def enable_x64(on: bool = True) -> contextlib.AbstractContextManager:
+    """float64, under the name that this version of JAX has for it."""
+    module = jax if hasattr(jax, "enable_x64") else jax.experimental
+    return module.enable_x64(on)
+
+
+def stepper(transformation: optax.GradientTransformation) -> Callable[..., Any]:
+    """One step on (params, state, gradients); the updates are added, whatever they mean."""
+
+    def step(params, state, gradients):
+        updates, state = transformation.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def path_of(
+    optimizer: optax.GradientTransformation,
+    start: Any,
+    noise: Any,
+    gradient: Callable[[Any, Any], Any] = lambda params, noise: noise,
+) -> Any:
+    """The parameters after each step, stacked; one step for each row of `noise`."""
+
+    def body(carry, n):
+        params, state = carry
+        carry = stepper(optimizer)(params, state, gradient(params, n))
+        return carry, carry[0]
+
+    start = jax.tree.map(jnp.asarray, start)
+    carry = (start, optimizer.init(start))
+    path = jax.lax.scan(body, carry, jax.tree.map(jnp.asarray, noise))[1]
+    return jax.tree.map(np.asarray, path)
+
+
+def random_tree(shapes: Any, seed: int, dtype: Any = jnp.float32) -> Any:
+    """Normal numbers in a tree of `shapes`, which are tuples."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(shape):
+        x = rng.normal(size=shape)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            x = x + 1j * rng.normal(size=shape)
+        return jnp.asarray(x, dtype)
+
+    return jax.tree.map(leaf, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def stack(*trees: Any) -> Any:
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
+def assert_same_signature(*trees: Any) -> None:
+    """Structure, shapes, dtypes and weak types are equal."""
+    chex.assert_trees_all_equal_shapes_and_dtypes(*trees)
+    weak = [
+        [getattr(x, "weak_type", False) for x in jax.tree.leaves(tree)] for tree in trees
+    ]
+    assert all(w == weak[0] for w in weak)
+
+
+def written_and_read(function: Callable[..., Any], *args: Any) -> export.Exported:
+    """The function, exported for every platform, serialized and deserialized."""
+    exported = export.export(jax.jit(function), platforms=PLATFORMS)(*args)
+    restored = export.deserialize(exported.serialize())
+    assert restored.platforms == PLATFORMS
+    return restored
+
+
+def python(*args: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Another Python, in another directory, with the package that is tested here."""
+    own = {"PYTHONPATH": str(Path(optwd.__file__).parents[1]), "PYTHONUTF8": "1"}
+    return subprocess.run(
+        [sys.executable, *args],
+        cwd=cwd,
+        env=os.environ | own | environment,
+        capture_output=True,
+        encoding="utf-8",
+    )
