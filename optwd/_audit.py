@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optwd import _probe, _verdict, masks
-from optwd._probe import Feed, Loop, Runner, Seen, Tree
+from optwd._probe import Feed, Loop, Runner, Seen, Tree, largest
 from optwd._verdict import ActsOn, Form, Verdict
 from optwd.compat import CONVENTIONS, Convention
 
@@ -202,6 +202,13 @@ class _Run:
             _verdict.judge({k: seen[i] for k, seen in self.seen.items()}, self.l2[i])
             for i in every
         ]
+        for i, drift in enumerate(_drift(self.one, self.zero, plain)):
+            if self.verdicts[i].form == "none" and drift:
+                figures = (
+                    "no decay while the weights are held still, but after "
+                    f"{steps} steps of its own they differ by {drift:.3g}"
+                )
+                self.verdicts[i] = Verdict("unclear", figures=figures)
         self.notes: list[str] = []
 
     def runner(self, eta: Any, lam: float, compiled: bool = False) -> Runner:
@@ -250,6 +257,9 @@ class _Run:
             reason = str(error.__cause__ or error).strip().split("\n")[0]
             self.notes.append(f"no power of the schedule, for make refused one: {reason}")
             by_schedule = [None] * len(self.verdicts)
+        for i, (whole, part) in enumerate(zip(by_rate, by_schedule, strict=True)):
+            if self.verdicts[i].form == "coupled" and whole == 0 and part:
+                by_schedule[i] = None  # the penalty follows a gradient that does not
         return list(map(Powers, by_rate, by_schedule, by_decay))
 
     def schedule(self, step: Any) -> Any:
@@ -258,7 +268,8 @@ class _Run:
 
     def vary(self, eta: Any, lam: float, power: Any, zero: Runner | None = None) -> list:
         one, zero = self.runner(eta, lam), zero or self.runner(eta, 0.0)
-        seen, plain = _probe.compare(one, zero, self.feeds["plain"]), self.seen["plain"]
+        plain = self.seen["plain"]
+        seen = _probe.compare(one, zero, self.feeds["plain"].first(self.enough()))
         found = [
             power(_verdict.ratios(seen[i], plain[i], v.shape))
             if v.form not in ("none", "unclear")
@@ -275,6 +286,21 @@ class _Run:
                 if found[i] is None and c is not None and c == before:
                     found[i] = 1.0
         return found
+
+    def enough(self) -> int:
+        """Three steps if everything that decays does so in each, else all."""
+        seen = zip(self.verdicts, self.seen["plain"], strict=True)
+        return min(
+            self.steps,
+            3
+            if all(
+                largest(d) > noise
+                for v, s in seen
+                if v.form != "none"
+                for d, noise in zip(s.decay[:3], s.noise[:3], strict=True)
+            )
+            else self.steps,
+        )
 
     # --- rounding --------------------------------------------------------------------
 
@@ -304,19 +330,27 @@ class _Run:
             w.astype(d) for w, d in zip(self.feeds["plain"].weights[0], dtypes, strict=True)
         ]
         wide = [w.astype(w0.dtype) for w, w0 in zip(start, self.feeds["plain"].start)]
-        exact, rounded = (self.one.decay_only(x, _LONG) for x in (wide, start))
+        quiet = [[np.zeros_like(g) for g in gs] for gs in self.feeds["plain"].gradients]
+        if any(largest(u) for us in self.zero(self.feeds["plain"]._replace(gradients=quiet)) for u in us):
+            return [None] * len(dtypes)  # it moves without gradients: noise
+        if all(len(set(v.rates)) < 2 for v in self.verdicts):
+            factors = [(1 - (v.rates[0] if v.rates else 0)) ** _LONG for v in self.verdicts]
+            exact = [w * k for w, k in zip(wide, factors, strict=True)]
+        else:
+            exact = self.one.decay_only(wide, _LONG)
         found: list[float | None] = []
+        rounded = self.one.decay_only(start, _LONG)
         for w, x, y, e in zip(wide, exact, rounded, eps, strict=True):
-            gone, left = (float(np.vdot(w, w - z).real / np.vdot(w, w).real) for z in (x, y))
+            gone, left = (_along(w, w - z) for z in (x, y))
             # Of less than two roundings in all that steps no share can be told.
-            found.append(left / gone if gone > 2 * e and math.isfinite(left) else None)
+            found.append(left / gone if abs(gone) > 2 * e and math.isfinite(left) else None)
         return found
 
     # --- report ----------------------------------------------------------------------
 
     def dependent(self) -> list[int]:
         """The leaves whose decay changes when other leaves change."""
-        count, plain = len(self.verdicts), self.feeds["plain"]
+        count, plain = len(self.verdicts), self.feeds["plain"].first(self.enough())
         found: set[int] = set()
         for bit in range((count - 1).bit_length()):
             for side in (0, 1):  # any two leaves are apart in some bit
@@ -351,14 +385,14 @@ class _Run:
                 self.l2[i],
                 v.remembers,
                 survives[i],
-                v.figures,
+                v.figures or "the decay of earlier steps is in it too" * _averages(v),
             )
             for i, (path, v) in enumerate(zip(self.tree.paths, self.verdicts, strict=True))
         }
         still = [
             path
             for i, path in enumerate(self.tree.paths)
-            if not any(_probe.largest(u) for u in self.seen["plain"][i].step)
+            if not any(largest(u) for u in self.seen["plain"][i].step)
         ]
         others = [self.tree.paths[i] for i in dependent]
         return Audit(
@@ -369,6 +403,14 @@ class _Run:
         )
 
 
+def _drift(one: Runner, zero: Runner, f: Feed) -> list[float]:
+    """How far the decay takes weights that make their own steps; 0 if it is rounding."""
+    ends = [runner(f, free=True)[-1] for runner in (one, zero)]
+    apart = [(largest(x - y), largest(x)) for x, y in zip(*ends, strict=True)]
+    noise = [one.eps(i) * size for i, (_, size) in enumerate(apart)]
+    return [d if d > n else 0.0 for (d, _), n in zip(apart, noise, strict=True)]
+
+
 def _repeats(runner: Runner, f: Feed) -> bool:
     first, second = runner(f), runner(f)
     return all(
@@ -376,6 +418,14 @@ def _repeats(runner: Runner, f: Feed) -> bool:
         for a, b in zip(first, second, strict=True)
         for x, y in zip(a, b, strict=True)
     )
+
+
+def _averages(v: Verdict) -> bool:
+    return v.remembers and v.form != "coupled"
+
+
+def _along(w: np.ndarray, d: np.ndarray) -> float:
+    return float(np.vdot(w, d).real / np.vdot(w, w).real) if w.size else 0.0
 
 
 def _is_floating(dtype: Any) -> bool:
@@ -454,7 +504,19 @@ def _problems(
                 f"decay in the first step only, on {_names(paths)}. Look at what counts the "
                 "steps: a state that is not handed on, a schedule that ends."
             )
-    if paths := [p for p in _norms_and_biases(params) if leaves[p].form != "none"]:
+    decided = [
+        (leaf.path, why)
+        for leaf, factor, why in masks.explain(masks.standard(), params)
+        if factor == 0 and leaves[leaf.path].form != "none"
+    ]
+    if paths := [path for path, why in decided if why == "not floating point"]:
+        yield f"integers are changed: {_names(paths)}. Leave them out with a mask."
+    if paths := [
+        path
+        for path, why in decided
+        if why != "not floating point"
+        and not re.search("emb|wte|wpe|pos|token|cls", path.lower())
+    ]:
         yield (
             f"norms and biases decay: {_names(paths)}. Give the optimizer a mask, such as "
             "optwd.masks.standard()."
@@ -476,15 +538,6 @@ def _problems(
 
 def _known(leaf: LeafAudit) -> list[float]:
     return [rate for rate in leaf.rates if rate == rate]
-
-
-def _norms_and_biases(params: Any) -> list[str]:
-    """Those that `masks.standard` leaves out, but for embeddings."""
-    return [
-        leaf.path
-        for leaf, factor, _ in masks.explain(masks.standard(), params)
-        if factor == 0 and not re.search("emb|wte|wpe|pos|token|cls", leaf.path.lower())
-    ]
 
 
 def _names(paths: list[str]) -> str:

@@ -50,6 +50,10 @@ class Feed(NamedTuple):
     weights: list[Arrays]
     gradients: list[Arrays]
 
+    def first(self, steps: int) -> "Feed":
+        """Its first steps."""
+        return Feed(self.start, self.weights[:steps], self.gradients[:steps])
+
 
 class Seen(NamedTuple):
     """What was seen of one leaf; every list has one entry per step."""
@@ -182,41 +186,50 @@ class Runner:
         if compiled and not isinstance(made, Loop):
             self.update = jax.jit(made.update, compiler_options=_QUICK)
 
-    def __call__(self, f: Feed) -> list[Arrays]:
-        """The updates of every step."""
-        with self._named():
-            return self._loop(f) if isinstance(self.made, Loop) else self._optax(f)
+    def __call__(self, f: Feed, *, free: bool = False) -> list[Arrays]:
+        """The updates of every step; or, set free, the weights that they lead to."""
+        seen, weights = [], f.start
+        with self._named(), self._eagerly():
+            state = self.made.init(self._tree(weights))
+            for held, gradients in zip(f.weights, f.gradients, strict=True):
+                weights = weights if free else held
+                updates, state = self._step(gradients, state, weights)
+                if free:
+                    weights = [w + u for w, u in zip(weights, updates, strict=True)]
+                seen.append(weights if free else updates)
+        return seen
+
+    def eps(self, leaf: int) -> float:
+        """Sixteen roundings in the dtype of what was returned, relative to it."""
+        return 16 * float(np.finfo(np.float32 if self.single[leaf] else np.float64).eps)
 
     def decay_only(self, start: Arrays, steps: int) -> Arrays:
         """Where zero gradients lead in that many steps, in the dtypes of `start`."""
-        with self._named(), self._eagerly():
+
+        def step(params: Any, state: Any) -> tuple[Any, Any]:
+            updates, state = self.made.update(zeros, state, params)
+            return optax.apply_updates(params, updates), state
+
+        with self._named():
             params = self.tree.pack(map(jnp.asarray, start))
             zeros = jax.tree.map(jnp.zeros_like, params)
-            state, update = self.made.init(params), self._update()
+            state, compiled = self.made.init(params), jax.jit(step, compiler_options=_QUICK)
             for _ in range(steps):
-                updates, state = update(zeros, state, params)
-                params = optax.apply_updates(params, updates)
+                params, state = compiled(params, state)
             return self.tree.unpack(params)
 
-    def _optax(self, f: Feed) -> list[Arrays]:
-        seen = []
-        with self._eagerly():
-            weights = None
-            state = self.made.init(self.tree.pack(map(jnp.asarray, f.start)))
-            for w, g in zip(f.weights, f.gradients, strict=True):
-                if w is not weights:
-                    weights, params = w, self.tree.pack(map(jnp.asarray, w))
-                gradients = self.tree.pack(map(jnp.asarray, g))
-                updates, state = self._update()(gradients, state, params)
-                seen.append(self._returned(updates))
-        return seen
+    def _step(self, gradients: Arrays, state: Any, weights: Arrays) -> tuple[Arrays, Any]:
+        g, w = self._tree(gradients), self._tree(weights)
+        if isinstance(self.made, Loop):
+            new, state = self.made.step(w, g, state)
+            return [x - y for x, y in zip(self._returned(new), weights, strict=True)], state
+        updates, state = self._update()(g, state, w)
+        return self._returned(updates), state
 
-    def _loop(self, f: Feed) -> list[Arrays]:
-        state, seen = self.made.init(self._copies(f.start)), []
-        for w, g in zip(f.weights, f.gradients, strict=True):
-            new, state = self.made.step(self._copies(w), self._copies(g), state)
-            seen.append([x - y for x, y in zip(self._returned(new), w, strict=True)])
-        return seen
+    def _tree(self, arrays: Arrays) -> Any:
+        # A loop gets copies, since it may write into them.
+        kind = np.copy if isinstance(self.made, Loop) else jnp.asarray
+        return self.tree.pack(map(kind, arrays))
 
     def _returned(self, tree: Any) -> Arrays:
         arrays = self.tree.unpack(tree)
@@ -226,14 +239,12 @@ class Runner:
                 self.single[i] &= bool(np.all(x.astype(narrow) == x))
         return arrays
 
-    def _copies(self, arrays: Arrays) -> Any:
-        return self.tree.pack(x.copy() for x in arrays)  # a loop may write into them
-
     def _update(self) -> Any:
         return self.update if self.compiled else self.made.update
 
     def _eagerly(self) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext() if self.compiled else jax.disable_jit()
+        quiet = self.compiled or isinstance(self.made, Loop)
+        return contextlib.nullcontext() if quiet else jax.disable_jit()
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -255,9 +266,7 @@ def compare(with_decay: Runner, without: Runner, f: Feed) -> list[Seen]:
     seen = []
     for i, start in enumerate(f.start):
         a, b, weights = ([arrays[i] for arrays in x] for x in (one, zero, f.weights))
-        # Sixteen roundings of the numbers that were returned, in the dtype they have.
-        single = with_decay.single[i] and without.single[i]
-        eps = 16 * float(np.finfo(np.float32 if single else np.float64).eps)
+        eps = max(with_decay.eps(i), without.eps(i))
         whole = isinstance(without.made, Loop)
         noise = [
             eps * (max(largest(x), largest(y)) + whole * largest(w))

@@ -137,7 +137,7 @@ def depends_on_others(alone: Seen, others_changed: Seen, form: Form) -> bool:
     if form == "coupled" and not all(
         largest(a - b) <= _RTOL * largest(a) + noise
         for a, b, noise in zip(
-            alone.step, others_changed.step, others_changed.noise, strict=True
+            alone.step, others_changed.step, others_changed.noise, strict=False
         )
     ):
         return False  # so did the step itself: a gradient that is clipped by a global norm
@@ -150,18 +150,18 @@ def ratios(seen: Seen, plain: Seen, shape: Shape | None) -> list[float] | None:
         a, b = fit(seen, shape), fit(plain, shape)
         if a is None or b is None:
             return None
-        pairs = [(x, y) for x, y in zip(a.rates, b.rates, strict=True) if y and y == y]
-        if shape.acts_on == "new" and max(y for _, y in pairs) < 1:
-            implicit = [(x / (1 - x) / (y / (1 - y))) for x, y in pairs if x != 1]
-            if _log2(implicit) is not None:
-                return implicit  # θ/(1 + ρ) instead of (1 − ρ)θ
-        return [x / y for x, y in pairs]
+        pairs = [(x, y) for x, y in zip(a.rates, b.rates, strict=False) if y and y == y]
+        found = [x / y for x, y in pairs]
+        if shape.acts_on == "new" and not _is_half(_log2(found)):
+            # θ/(1 + ρ) is (1 − ρ')θ with ρ' = ρ/(1 + ρ)
+            return [x / (1 - x) * (1 - y) / y for x, y in pairs if x != 1]
+        return found
     found = []
-    for d, p, noise in zip(seen.decay, plain.decay, seen.noise, strict=True):
+    for d, p, noise in zip(seen.decay, plain.decay, seen.noise, strict=False):
         if largest(p) <= noise:
             continue
         ratio = float(np.vdot(p, d).real / np.vdot(p, p).real)
-        if largest(d - ratio * p) > 1e-4 * largest(d) + noise:
+        if largest(d - ratio * p) > _RTOL * largest(d) + noise:
             return None
         found.append(ratio)
     return found
@@ -174,7 +174,7 @@ def power(of_two: list[float] | None) -> float | None:
 
 def schedule_power(of_halving: list[float] | None) -> float | None:
     """p where the k-th ratio is 2⁻ᵖᵏ, from k = 0 or from k = 1."""
-    if of_halving is None or len(of_halving) < 2:
+    if of_halving is None or len(of_halving) < 2:  # of one, nothing follows
         return None
     found = _log2([a / b if b else 0.0 for a, b in zip(of_halving, of_halving[1:])])
     if found is None or not any(
@@ -205,6 +205,10 @@ def _log2(values: list[float]) -> float | None:
     return half if abs(half - powers[0]) < 1e-3 else round(powers[0], 3)
 
 
+def _is_half(value: float | None) -> bool:
+    return value is not None and (2 * value).is_integer()
+
+
 def _same(a: Fit, b: Fit) -> bool:
     return all(
         not abs(x - y) > _RTOL * max(abs(x), abs(y)) + ex + ey  # NaN is no difference
@@ -215,5 +219,5 @@ def _same(a: Fit, b: Fit) -> bool:
 def _equal(a: Seen, b: Seen) -> bool:
     return all(
         largest(x - y) <= _RTOL * max(largest(x), largest(y)) + nx + ny
-        for x, y, nx, ny in zip(a.decay, b.decay, a.noise, b.noise, strict=True)
+        for x, y, nx, ny in zip(a.decay, b.decay, a.noise, b.noise, strict=False)
     )
