@@ -8,6 +8,8 @@ from optwd import compat as compat
 from optwd import decay as decay
 from optwd import masks as masks
 from optwd import rates as rates
+from optwd._audit import Audit as Audit
+from optwd._audit import audit as audit
 from optwd._diagnose import diagnose as diagnose
 from optwd._l2 import add_l2 as add_l2
 from optwd._moments import scale_by_adam as scale_by_adam
@@ -31,6 +33,7 @@ from optwd._optimizers import nadamw as nadamw
 from optwd._optimizers import sgd_l2 as sgd_l2
 from optwd._optimizers import sgdw as sgdw
 from optwd._optimizers import with_weight_decay as with_weight_decay
+from optwd._probe import Loop as Loop
 from optwd._precision import KeyState as KeyState
 from optwd._precision import ResidualState as ResidualState
 from optwd._precision import compensate_rounding as compensate_rounding
