@@ -1,8 +1,10 @@
-"""How fast: schedules for a weight decay, and the arithmetic of choosing one.
+"""How fast: schedules for a weight decay, and planners that find the number.
 
 Schedules are functions of the step and go wherever a ``weight_decay`` goes:
-`by_schedule`, `by_learning_rate`, `inverse_time`. Planners take numbers and return one:
-`normalized`, `timescale`, `for_timescale`, `half_life`.
+`by_schedule`, `by_learning_rate`, `inverse_time`. Planners take the numbers of a run and
+return one: what a weight decay means (`timescale`, `timescale_share`, `half_life`,
+`equilibrium_angle`, `equilibrium_rms`), which one to take (`power_lines`, `normalized`,
+`transferred`, `for_width`), and `compare`, which prints the rules side by side.
 
 One rate, two places: with ``rate = by_schedule(λ, η, η_max)``
 
@@ -12,14 +14,52 @@ One rate, two places: with ``rate = by_schedule(λ, η, η_max)``
                                                           # AdamC: ηₜ²λ/η_max
 """
 
-import math
-
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optwd import _check
+from optwd import _check, _dtypes
 from optwd._check import ScalarOrSchedule
+from optwd._equilibrium import equilibrium_angle as equilibrium_angle
+from optwd._equilibrium import equilibrium_rms as equilibrium_rms
+from optwd._equilibrium import equilibrium_steps as equilibrium_steps
+from optwd._equilibrium import sgd_equilibrium_rms as sgd_equilibrium_rms
+from optwd._equilibrium import sphere_learning_rate as sphere_learning_rate
+from optwd._planners import compare as compare
+from optwd._planners import for_timescale as for_timescale
+from optwd._planners import for_width as for_width
+from optwd._planners import half_life as half_life
+from optwd._planners import normalized as normalized
+from optwd._planners import power_lines as power_lines
+from optwd._planners import power_lines_share as power_lines_share
+from optwd._planners import timescale as timescale
+from optwd._planners import timescale_share as timescale_share
+from optwd._planners import transferred as transferred
+
+__all__ = [
+    "by_learning_rate",
+    "by_schedule",
+    "compare",
+    "equilibrium_angle",
+    "equilibrium_rms",
+    "equilibrium_steps",
+    "for_timescale",
+    "for_width",
+    "half_life",
+    "inverse_time",
+    "normalized",
+    "power_lines",
+    "power_lines_share",
+    "sgd_equilibrium_rms",
+    "sphere_learning_rate",
+    "timescale",
+    "timescale_share",
+    "transferred",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def by_schedule(
@@ -31,7 +71,7 @@ def by_schedule(
 
         ρₜ = λ·ηₜ/η_max
 
-    Place in the chain: behind the learning rate, with the sign flipped last, this is
+    Place in the chain: after the learning rate, with the sign flipped last, this is
     AdamW as its paper means it; before the learning rate it is AdamC.
 
     Args:
@@ -50,7 +90,7 @@ def by_schedule(
     >>> print(f"{decay(0):.3f} {decay(5):.3f}")
     0.100 0.050
 
-    Source: Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2 (η there is ηₜ/η_max
+    Reference: Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2 (η there is ηₜ/η_max
     here); AdamC: Defazio, arXiv 2506.02285.
     """
     weight_decay = _check.rate("weight_decay", weight_decay)
@@ -60,8 +100,8 @@ def by_schedule(
         raise ValueError("peak_learning_rate must be > 0, got 0; it divides the schedule.")
 
     def schedule(step: ArrayLike) -> _check.Scalar:
-        eta = _check.at_step("learning_rate", learning_rate, step)
-        return _check.at_step("weight_decay", weight_decay, step) * (eta / peak)
+        eta = _at_step("learning_rate", learning_rate, step)
+        return _at_step("weight_decay", weight_decay, step) * (eta / _wide(peak))
 
     return schedule
 
@@ -69,11 +109,11 @@ def by_schedule(
 def by_learning_rate(
     weight_decay: ScalarOrSchedule, learning_rate: ScalarOrSchedule
 ) -> optax.Schedule:
-    """Scale the decay by the learning rate where no learning rate stands behind it.
+    """Scale the decay by the learning rate where no learning rate comes after it.
 
         ρₜ = λ·ηₜ
 
-    Place in the chain: behind the learning rate, for a rule that has to stand there
+    Place in the chain: after the learning rate, for a rule that has to stand there
     (`decay.proximal`), or in `optwd.with_weight_decay`. It decays as torch and Optax do;
     before the learning rate the decay would be scaled twice.
 
@@ -91,15 +131,13 @@ def by_learning_rate(
     >>> decay = by_learning_rate(0.1, optax.linear_schedule(1e-2, 0.0, 10))
     >>> print(f"{decay(0):.4f} {decay(5):.4f}")
     0.0010 0.0005
-
-    Source: the convention of torch's and Optax's ``AdamW``.
     """
     weight_decay = _check.rate("weight_decay", weight_decay)
     learning_rate = _check.rate("learning_rate", learning_rate)
 
     def schedule(step: ArrayLike) -> _check.Scalar:
-        eta = _check.at_step("learning_rate", learning_rate, step)
-        return _check.at_step("weight_decay", weight_decay, step) * eta
+        eta = _at_step("learning_rate", learning_rate, step)
+        return _at_step("weight_decay", weight_decay, step) * eta
 
     return schedule
 
@@ -110,10 +148,10 @@ def inverse_time(omega: ArrayLike, offset: ArrayLike = 0.0) -> optax.Schedule:
         ρₜ = ω/(offset + t)        t = 1, 2, …
 
     A constant rate remembers a constant number of steps; this one remembers a constant
-    fraction of the run. On its own it shrinks a weight like ``t^−ω``, not exponentially.
+    fraction of the run. Alone it shrinks a weight like ``t^−ω``, not exponentially.
 
-    Place in the chain: what stands behind scales it, as any rate. With a learning rate
-    behind it ω is in units of 1/learning rate.
+    Place in the chain: whatever comes after it scales it, as any rate. Before a learning
+    rate, ω is in units of 1/learning rate.
 
     Args:
       omega: ω ≥ 0, the power with which old weights fade.
@@ -130,7 +168,7 @@ def inverse_time(omega: ArrayLike, offset: ArrayLike = 0.0) -> optax.Schedule:
     >>> print(f"{decay(0):.2f} {decay(10):.2f}")
     0.20 0.10
 
-    Source: logarithmic-time weight decay: Ferbach et al., arXiv 2602.05298.
+    Reference: logarithmic-time weight decay: Ferbach et al., arXiv 2602.05298.
     """
     omega = _check.number("omega", omega)
     first = _check.number("offset", offset) + 1.0
@@ -141,127 +179,18 @@ def inverse_time(omega: ArrayLike, offset: ArrayLike = 0.0) -> optax.Schedule:
     return schedule
 
 
-def normalized(norm: float, batch_size: float, dataset_size: float, epochs: float) -> float:
-    """A weight decay that carries over from short runs to long ones.
+def _at_step(name: str, value: ScalarOrSchedule, step: ArrayLike) -> _check.Scalar:
+    return _wide(_check.at_step(name, value, step))
 
-        λ = λ_norm·√(b/(B·T))
 
-    The longer the run, the smaller the decay that suits it; λ_norm takes the length out.
+def _wide(value: _check.Scalar) -> _check.Scalar:
+    """As wide as a Python number is, since the other factor may be one.
 
-    Args:
-      norm: λ_norm ≥ 0, tuned once; the paper's are about 0.025 to 0.05.
-      batch_size: b > 0, examples a step.
-      dataset_size: B > 0, examples an epoch.
-      epochs: T > 0, of the run; with warm restarts, of the cycle.
-
-    Returns:
-      λ for a decay that the schedule multiplies, as in `by_schedule`.
-
-    Raises:
-      ValueError: a number outside its domain.
-
-    >>> print(normalized(0.05, batch_size=128, dataset_size=50_000, epochs=100))
-    0.000253
-
-    Source: Loshchilov and Hutter, arXiv 1711.05101, Appendix B.1.
+    Optax's schedules are float32 also under x64; a product in float32 would round a
+    Python number to it.
     """
-    steps = (
-        _positive("dataset_size", dataset_size)
-        * _positive("epochs", epochs)
-        / _positive("batch_size", batch_size)
-    )
-    return _check.number("norm", norm) / math.sqrt(steps)
-
-
-def timescale(learning_rate: float, weight_decay: float) -> float:
-    """Over how many steps the weights average their updates.
-
-        τ = 1/(ηλ)
-
-    Decoupled decay makes the weights an exponential moving average of updates; τ is its
-    length. It, not λ, is what carries over between learning rates.
-
-    Args:
-      learning_rate: η ≥ 0; 1 for a decay that no learning rate scales.
-      weight_decay: λ ≥ 0.
-
-    Returns:
-      τ in steps; inf without decay.
-
-    Raises:
-      ValueError: a negative or non-finite number.
-
-    >>> print(timescale(learning_rate=1e-3, weight_decay=0.1))
-    10000.0
-
-    Source: Wang and Aitchison, arXiv 2405.13698.
-    """
-    rate = _rate_a_step(learning_rate, weight_decay)
-    return 1 / rate if rate else math.inf
-
-
-def for_timescale(steps: float, learning_rate: float) -> float:
-    """The weight decay that averages updates over so many steps.
-
-        λ = 1/(η·steps)
-
-    Args:
-      steps: τ > 0; the length of the run, or a fixed fraction of it, is a common choice.
-      learning_rate: η > 0; 1 for a decay that no learning rate scales.
-
-    Returns:
-      λ, the inverse of `timescale`.
-
-    Raises:
-      ValueError: a number outside its domain.
-
-    >>> print(for_timescale(steps=10_000, learning_rate=1e-3))
-    0.1
-
-    Source: Wang and Aitchison, arXiv 2405.13698.
-    """
-    return 1 / (_positive("learning_rate", learning_rate) * _positive("steps", steps))
-
-
-def half_life(learning_rate: float, weight_decay: float) -> float:
-    """After how many steps decay alone has halved a weight.
-
-        t½ = ln 2 / −ln(1 − ηλ)
-
-    Args:
-      learning_rate: η ≥ 0; 1 for a decay that no learning rate scales.
-      weight_decay: λ ≥ 0.
-
-    Returns:
-      t½ in steps under `decay.linear`; inf without decay, 0 where one step takes all.
-
-    Raises:
-      ValueError: a negative or non-finite number; ``ηλ > 1``, where weights change sign.
-
-    >>> print(half_life(learning_rate=1e-3, weight_decay=0.1))
-    6931.1
-
-    Source: the recursion ``θ ← (1 − ηλ)θ``.
-    """
-    rate = _rate_a_step(learning_rate, weight_decay)
-    if rate > 1.0:
-        raise ValueError(
-            "learning_rate × weight_decay must be ≤ 1, or every step carries the weights "
-            f"across zero; got {learning_rate!r} × {weight_decay!r} = {rate:g}."
-        )
-    if rate in (0.0, 1.0):
-        return 0.0 if rate else math.inf
-    return math.log(2) / -math.log1p(-rate)
-
-
-def _rate_a_step(learning_rate: float, weight_decay: float) -> float:
-    return _check.number("learning_rate", learning_rate) * _check.number(
-        "weight_decay", weight_decay
-    )
-
-
-def _positive(name: str, value: float) -> float:
-    value = _check.number(name, value)
-    if value == 0.0:
-        raise ValueError(f"{name} must be > 0, got 0.")
-    return value
+    default = jnp.result_type(float)
+    if isinstance(value, (int, float)) or not _dtypes.is_inexact(value):
+        return value
+    narrow = jnp.finfo(value.dtype).bits < jnp.finfo(default).bits
+    return value.astype(default) if narrow else value
