@@ -102,7 +102,7 @@ CASES = {
     "Adam, amsgrad": {"weight_decay": 0.1, "amsgrad": True, "betas": (0.9, 0.9)},
     "AdamW": {"weight_decay": 0.5},
     "SGD": {"weight_decay": 0.1},
-    "SGD, momentum": {"weight_decay": 0.1, "decay": 0.9, "nesterov": True},
+    "SGD, momentum": {"weight_decay": 0.1, "momentum": 0.9, "nesterov": True},
     "SGD, dampening": {"weight_decay": 0.1, "momentum": 0.9, "dampening": 0.5},
     "NAdam": {"weight_decay": 0.1, "momentum_decay": 0.1},
     "RAdam": {"weight_decay": 0.5, "decoupled_weight_decay": True},

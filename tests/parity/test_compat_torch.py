@@ -38,7 +38,7 @@ CASES = [
     ("sgd", L2),
     ("sgd", {**L2, "momentum": 0.9}),
     ("sgd", {**L2, "momentum": 0.9, "dampening": 0.4}),
-    ("sgd", {**L2, "decay": 0.9, "nesterov": True, "maximize": True}),
+    ("sgd", {**L2, "momentum": 0.9, "nesterov": True, "maximize": True}),
     ("nadam", {}),
     ("nadam", {**L2, "momentum_decay": 0.5}),
     ("nadam", {**DECOUPLED, "eps": 1e-3, "maximize": True}),
