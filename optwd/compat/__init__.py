@@ -1,7 +1,7 @@
-"""Other frameworks' dialects: their optimizers, and what their ``weight_decay`` means.
+"""Other frameworks' optimizers, and what their ``weight_decay`` means.
 
-Each module has the optimizers of one framework under its own argument names, defaults and
-arithmetic. None of the frameworks is imported.
+Each module has the optimizers of one framework, under its argument names, with its defaults
+and arithmetic. None of the frameworks is imported.
 """
 
 from optwd.compat import big_vision as big_vision
@@ -28,3 +28,32 @@ from optwd.compat._moments import (
 from optwd.compat._moments import scale_by_nadam as scale_by_nadam
 from optwd.compat._moments import scale_by_radam_eps_hat as scale_by_radam_eps_hat
 from optwd.compat._moments import trace_dampened as trace_dampened
+
+__all__ = [
+    "CONVENTIONS",
+    "AmsgradRawState",
+    "Convention",
+    "DampenedTraceState",
+    "NadamState",
+    "big_vision",
+    "composer",
+    "convert_weight_decay",
+    "fastai",
+    "keras",
+    "optax",
+    "paper",
+    "scale_by_adam_eps_hat",
+    "scale_by_amsgrad_raw",
+    "scale_by_amsgrad_raw_eps_hat",
+    "scale_by_nadam",
+    "scale_by_radam_eps_hat",
+    "table",
+    "tf_addons",
+    "timm",
+    "torch",
+    "trace_dampened",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

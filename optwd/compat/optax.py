@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import optax
 
 from optwd import _paths
@@ -69,7 +68,7 @@ def state_from(
     """
     start = optimizer.init(params)
     nodes = list(_nodes(state))
-    moments = _only("moments", [n for n in nodes if _moments(n)])
+    moments = _only("moments", [n for n in nodes if n.keys() & {*_TREES}])
     wrappers = {
         key: found
         for key in _carry.WRAPPERS
@@ -87,7 +86,7 @@ def state_from(
     kept = _carry.Kept(
         "Optax state",
         counts.pop() if counts else None,
-        {name: _paths.by_path(moments[name]) for name in _moments(moments)},
+        {name: _paths.by_path(moments[name]) for name in _TREES if name in moments},
         {},
         wrappers,
     )
@@ -96,28 +95,26 @@ def state_from(
 
 def _nodes(state: Any) -> Iterator[Mapping[str, Any]]:
     """Every node of the state that names what it holds."""
-    if hasattr(state, "_asdict"):
-        state = state._asdict()
-    if isinstance(state, Mapping):
-        yield state
-        inner = [x for k, x in state.items() if k not in _NOT_STATES or _is_state(k, x)]
+    named = state._asdict() if hasattr(state, "_asdict") else state
+    if isinstance(named, Mapping):
+        certain = named is not state or {"mu", "nu"} <= named.keys()
+        inner = {
+            k: x
+            for k, x in named.items()
+            if k not in _NOT_STATES or (not certain and _is_state(x))
+        }
+        yield {k: x for k, x in named.items() if k not in inner or k not in _TREES}
+        children = list(inner.values())
     else:
-        inner = state if isinstance(state, (list, tuple)) else []
-    for x in inner:
-        yield from _nodes(x)
+        children = state if isinstance(state, (list, tuple)) else []
+    for child in children:
+        yield from _nodes(child)
 
 
-def _moments(node: Mapping[str, Any]) -> list[str]:
-    return [name for name in _TREES if name in node and not _is_state(name, node[name])]
-
-
-def _is_state(name: str, x: Any) -> bool:
-    """Whether `x` is what `optax.named_chain` calls by the name of a moment."""
-    if isinstance(x, Mapping):
-        return name in _TREES and any(name in x for name in _TREES)
-    known = (optax.TraceState, optax.ScaleByAdamState, optax.ScaleByAmsgradState)
-    nodes = jax.tree.leaves(x, is_leaf=lambda node: isinstance(node, known))
-    return any(isinstance(node, known) for node in nodes)
+def _is_state(x: Any) -> bool:
+    """Whether `optax.named_chain` calls a whole state by the name of a moment."""
+    marks = ({"mu", "nu"}, {"trace"}, *({key} for key in _carry.WRAPPERS))
+    return any(mark <= node.keys() for node in _nodes(x) for mark in marks)
 
 
 def _only(what: str, found: list[Mapping[str, Any]]) -> Mapping[str, Any]:
