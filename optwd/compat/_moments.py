@@ -1,6 +1,6 @@
 """Moments that only other frameworks have.
 
-See `optwd.scale_by_adam` for what they share: dtypes, domains, errors.
+Their dtypes, domains and errors are those of `optwd.scale_by_adam`.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from optwd._moments import Scalars, next_moments, root
 
 
 class NadamState(NamedTuple):
-    """Adam's moments, and the product of momenta that corrects the first.
+    """Adam's moments, and the product of momenta that corrects the bias of the first.
 
     Attributes:
       step: updates so far; int32 of shape ().
@@ -31,8 +31,25 @@ class NadamState(NamedTuple):
     mu_product: Any = None
 
 
+class AmsgradRawState(NamedTuple):
+    """Adam's moments, and the largest second one as it is, without bias correction.
+
+    Attributes:
+      count: updates so far; int32 of shape ().
+      mu: first moments; a tree like the parameters.
+      nu: second moments; a tree like the parameters.
+      nu_max_raw: the largest second moments; a tree like the parameters. It is not called
+        ``nu_max``, which is the largest corrected one in `optax.ScaleByAmsgradState`.
+    """
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+    nu_max_raw: Any
+
+
 class DampenedTraceState(NamedTuple):
-    """The momentum, and how often it has moved.
+    """The momentum, and the number of updates.
 
     Attributes:
       step: updates so far; int32 of shape ().
@@ -51,15 +68,13 @@ def scale_by_adam_eps_hat(
     *,
     nu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam with ε beside the raw root, as Keras and TensorFlow compute it.
+    """Adam with ε added to the raw root, as Keras and TensorFlow compute it.
 
         m, v as in `scale_by_adam`
         u = √(1 − b2ᵗ)/(1 − b1ᵗ) · m/(√v + eps)
 
-    In the terms of `scale_by_adam`, its eps is ``eps/√(1 − b2ᵗ)`` here: 30 times larger in
-    the first step for ``b2 = 0.999``.
-
-    Place in the chain, arguments and errors: see `scale_by_adam`.
+    This is `scale_by_adam` with ``eps/√(1 − b2ᵗ)`` for its eps, which in the first step is
+    30 times larger for ``b2 = 0.999``. See there for the arguments.
 
     Returns:
       A transformation with state `optax.ScaleByAdamState`; leaves of any shape.
@@ -93,18 +108,17 @@ def scale_by_amsgrad_raw(
         w ← max(w, v)
         u = m̂ / (√(w/(1 − b2ᵗ)) + eps)
 
-    What corrects the maximum falls with t even while the maximum stays, so a large
-    gradient of the first steps is partly forgotten; by `scale_by_amsgrad` it is not.
-
-    Place in the chain, arguments and errors: see `scale_by_adam`.
+    The corrected maximum w/(1 − b2ᵗ) falls with t even while w does not, so that a large
+    gradient of the first steps is partly forgotten; `scale_by_amsgrad` does not forget it.
+    See `scale_by_adam` for the arguments.
 
     Returns:
-      A transformation with state `optax.ScaleByAmsgradState`; leaves of any shape.
+      A transformation with state `AmsgradRawState`; leaves of any shape.
 
     >>> import jax.numpy as jnp
     >>> amsgrad = scale_by_amsgrad_raw(b1=0.0, b2=0.5)
     >>> _, state = amsgrad.update(jnp.array([10.0]), amsgrad.init(jnp.zeros(1)))
-    >>> print(amsgrad.update(jnp.array([0.0]), state)[1].nu_max)  # of 50, then of 25
+    >>> print(amsgrad.update(jnp.array([0.0]), state)[1].nu_max_raw)  # of 50, then of 25
     [50.]
 
     Source: torch's ``Adam(amsgrad=True)``, after Reddi, Kale and Kumar, arXiv 1904.09237.
@@ -112,7 +126,7 @@ def scale_by_amsgrad_raw(
     return _moments.scale_by(
         "scale_by_amsgrad_raw",
         _AMSGRAD_RAW,
-        optax.ScaleByAmsgradState,
+        AmsgradRawState,
         *(b1, b2, eps, 0.0, mu_dtype, nu_dtype),
     )
 
@@ -125,15 +139,15 @@ def scale_by_amsgrad_raw_eps_hat(
     *,
     nu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """AMSGrad as Keras computes it: the raw maximum, and ε beside its raw root.
+    """AMSGrad as Keras computes it: the raw maximum, and ε added to its raw root.
 
         m, v, w as in `scale_by_amsgrad_raw`
         u = √(1 − b2ᵗ)/(1 − b1ᵗ) · m/(√w + eps)
 
-    Place in the chain, arguments and errors: see `scale_by_adam`.
+    See `scale_by_adam` for the arguments.
 
     Returns:
-      A transformation with state `optax.ScaleByAmsgradState`; leaves of any shape.
+      A transformation with state `AmsgradRawState`; leaves of any shape.
 
     >>> import jax.numpy as jnp
     >>> amsgrad = scale_by_amsgrad_raw_eps_hat(b2=0.99, eps=1.0)
@@ -145,7 +159,7 @@ def scale_by_amsgrad_raw_eps_hat(
     return _moments.scale_by(
         "scale_by_amsgrad_raw_eps_hat",
         _AMSGRAD_RAW_EPS_HAT,
-        optax.ScaleByAmsgradState,
+        AmsgradRawState,
         *(b1, b2, eps, 0.0, mu_dtype, nu_dtype),
     )
 
@@ -158,17 +172,15 @@ def scale_by_radam_eps_hat(
     *,
     nu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Rectified Adam as torch computes it, with ε beside the raw root.
+    """Rectified Adam as torch computes it, with ε added to the raw root.
 
         ρ∞ = 2/(1 − b2) − 1        ρ = ρ∞ − 2t·b2ᵗ/(1 − b2ᵗ)
         r = √((ρ − 4)(ρ − 2)ρ∞ / ((ρ∞ − 4)(ρ∞ − 2)ρ))
         u = r·û where ρ > 5, else m/(1 − b1ᵗ)
 
-    with m and û of `scale_by_adam_eps_hat`. The first steps, too few to estimate a
-    variance from, are not divided by one.
-
-    Place in the chain, arguments and errors: see `scale_by_adam`. With ``b2`` up to 2/3 no
-    step is ever rectified.
+    with m and û of `scale_by_adam_eps_hat`. The first steps are too few to estimate a
+    variance from, so they are not divided by it; with ``b2`` up to 2/3 no step ever is. See
+    `scale_by_adam` for the arguments.
 
     Returns:
       A transformation with state `optax.ScaleByAdamState`; leaves of any shape.
@@ -205,13 +217,12 @@ def scale_by_nadam(
         m̂ = μₜ₊₁·m/(1 − μ₁·…·μₜ₊₁) + (1 − μₜ)·g/(1 − μ₁·…·μₜ)
         u = m̂ / (√v̂ + eps)
 
-    The momentum starts at half of b1 and grows to it, half of the way in about 4000 steps.
-    `scale_by_adam(nesterov=True)` keeps it at b1.
-
-    Place in the chain, other arguments and errors: see `scale_by_adam`.
+    The momentum μₜ grows from half of b1 to b1, half of the way in about 4000 steps, where
+    `scale_by_adam(nesterov=True)` has b1 from the start. See `scale_by_adam` for the other
+    arguments.
 
     Args:
-      momentum_decay: ≥ 0, how fast the momentum grows; at 0 it stays at half of b1.
+      momentum_decay: ≥ 0, how fast the momentum grows; with 0 it stays at half of b1.
 
     Returns:
       A transformation with state `NadamState`; leaves of any shape.
@@ -262,16 +273,17 @@ def scale_by_nadam(
 def trace_dampened(
     momentum: ArrayLike, dampening: ArrayLike, accumulator_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Momentum in which every gradient but the first counts for less.
+    """Momentum to which every gradient but the first contributes less.
 
         m ← (1 − dampening)·g + momentum·m, and m = g in the first step
         u = m
 
-    Place in the chain, other arguments and errors: see `trace`, which this is with
-    ``dampening = 0``.
+    With ``dampening = 0`` this is `optwd.trace`.
 
     Args:
+      momentum: decay of the sum, in [0, 1).
       dampening: in [0, 1]; with ``dampening = momentum`` the sum is an average.
+      accumulator_dtype: dtype in which the sum is kept; None is float32 at least.
 
     Returns:
       A transformation with state `DampenedTraceState`; leaves of any shape.
@@ -359,7 +371,7 @@ def _dampened_trace(g, m, s):
 
 
 def _bare(s: Scalars) -> Scalars:
-    """ε beside the raw root, in the terms of the corrected one."""
+    """ε added to the raw root, in the terms of the corrected one."""
     return s._replace(eps=s.eps / jnp.sqrt(s.second.correction))
 
 

@@ -10,6 +10,12 @@ from optwd.compat._moments import scale_by_amsgrad_raw
 from optwd.compat._parts import Optimizer
 from optwd.masks import MaskLike
 
+__all__ = ["decoupled_adamw", "decoupled_sgdw"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def decoupled_adamw(
     lr: ScalarOrSchedule = 1e-3,
@@ -25,16 +31,16 @@ def decoupled_adamw(
 
         θ ← θ(1 − λ·ηₜ/η_init) − ηₜ m̂/(√v̂ + ε)
 
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
-
     Args:
       lr: ηₜ ≥ 0: a number, or a schedule of the step (0 at the first).
-      betas: See `optwd.scale_by_adam`, as ``eps``.
-      weight_decay: λ ≥ 0, the share of the weights that a step takes at ``initial_lr``.
-      amsgrad: the largest raw second moment in v̂: `optwd.compat.scale_by_amsgrad_raw`.
+      betas: b1 and b2 of `optwd.scale_by_adam`, which also explains ``eps``.
+      weight_decay: λ ≥ 0: a number, or a schedule of the step. It is the share of the
+        weights that a step at ``initial_lr`` removes.
+      amsgrad: divide by the largest second moment so far; see
+        `optwd.compat.scale_by_amsgrad_raw`.
       initial_lr: η_init > 0: what Composer's ``lr`` was at construction, before its
         scheduler changed it. Needed where ``lr`` is a schedule.
-      mask: who decays; see `optwd.decay.linear`.
+      mask: which leaves decay; see `optwd.decay.linear`.
 
     Returns:
       An optimizer; see `optwd.adam`. ``update`` needs the parameters.
@@ -71,11 +77,12 @@ def decoupled_sgdw(
 
         m ← (1 − dampening)·g + momentum·m,   θ ← θ(1 − λ·ηₜ/η_init) − ηₜm
 
-    Place in the chain, other arguments, result and errors: see `decoupled_adamw`.
+    See `decoupled_adamw` for the other arguments.
 
     Args:
-      momentum: See `optwd.trace`, as ``nesterov``; with 0 there is no such state.
-      dampening: See `optwd.compat.trace_dampened`; with ``nesterov`` it must be 0.
+      momentum: the decay of `optwd.trace`, which also explains ``nesterov``. With 0, no
+        momentum is kept.
+      dampening: See `optwd.compat.trace_dampened`. With ``nesterov`` it must be 0.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = decoupled_sgdw(0.1, 0.9, weight_decay=0.5), jnp.array([1.0])

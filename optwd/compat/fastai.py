@@ -8,6 +8,12 @@ from optwd.compat import _parts
 from optwd.compat._parts import Optimizer
 from optwd.masks import MaskLike
 
+__all__ = ["adam", "sgd"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def adam(
     lr: ScalarOrSchedule,
@@ -19,19 +25,18 @@ def adam(
     *,
     mask: MaskLike = None,
 ) -> Optimizer:
-    """Fastai's ``Adam``: AdamW by default.
+    """``fastai.optimizer.Adam``, which is AdamW by default.
 
         θ ← θ(1 − ηₜλ) − ηₜ m̂/(√v̂ + ε)
         g ← g + λθ, then Adam             decouple_wd=False
 
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
-
     Args:
       lr: ηₜ ≥ 0: a number, or a schedule of the step (0 at the first).
-      mom: b1 of `optwd.scale_by_adam`; ``sqr_mom`` is its b2, and ``eps`` is the same.
+      mom: b1 of `optwd.scale_by_adam`; ``sqr_mom`` is its b2.
+      eps: See `optwd.scale_by_adam`.
       wd: λ ≥ 0: a number, or a schedule of the step.
-      decouple_wd: as above.
-      mask: who decays; see `optwd.decay.linear`. fastai's ``Learner`` leaves out norms and
+      decouple_wd: whether decay is decoupled, the first equation.
+      mask: which leaves decay; see `optwd.decay.linear`. fastai's ``Learner`` leaves out norms and
         biases: ``masks.standard()``.
 
     Returns:
@@ -60,15 +65,15 @@ def sgd(
     *,
     mask: MaskLike = None,
 ) -> Optimizer:
-    """Fastai's ``SGD``: SGDW by default.
+    """``fastai.optimizer.SGD``, which is SGDW by default.
 
         m ← g + mom·m,   θ ← θ(1 − ηₜλ) − ηₜm
         g ← g + λθ, then SGD              decouple_wd=False
 
-    Place in the chain, other arguments, result and errors: see `adam`.
+    See `adam` for the other arguments.
 
     Args:
-      mom: the momentum; see `optwd.trace`. With 0 there is no such state.
+      mom: the decay of `optwd.trace`. With 0, no momentum is kept.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = sgd(0.1, 0.9, wd=0.5), jnp.array([1.0])

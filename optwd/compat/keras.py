@@ -1,19 +1,28 @@
 """Keras 3's optimizers, by Keras's names, defaults and arithmetic.
 
-ε stands beside the raw root, and every optimizer takes a ``weight_decay``, which is scaled
-by the learning rate and acts on the weights before the step.
+ε is added to the raw root. Every optimizer takes a ``weight_decay``, which is scaled by the
+learning rate and acts on the weights before the step.
 """
 
+import dataclasses
+import re
 from collections.abc import Sequence
 
 from jax.typing import ArrayLike
 
 from optwd import masks, rates
 from optwd._check import ScalarOrSchedule
+from optwd._paths import Leaf
 from optwd.compat import _parts
 from optwd.compat._moments import scale_by_adam_eps_hat, scale_by_amsgrad_raw_eps_hat
 from optwd.compat._parts import Optimizer
-from optwd.masks import Mask, MaskLike
+from optwd.masks import Decision, Mask, MaskError, MaskLike
+
+__all__ = ["adam", "adamw", "exclude_from_weight_decay", "sgd"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def adam(
@@ -30,14 +39,14 @@ def adam(
 
         θ ← θ(1 − ηₜλ) − ηₜ√(1 − b2ᵗ)/(1 − b1ᵗ) · m/(√v + ε)
 
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
-
     Args:
       learning_rate: ηₜ ≥ 0: a number, or a schedule of the step (0 at the first).
-      beta_1: See `optwd.compat.scale_by_adam_eps_hat`, as ``beta_2`` and ``epsilon``.
-      amsgrad: the largest v so far: `optwd.compat.scale_by_amsgrad_raw_eps_hat`.
+      beta_1: b1 of `optwd.compat.scale_by_adam_eps_hat`; ``beta_2`` is its b2, and
+        ``epsilon`` its eps.
+      amsgrad: divide by the largest v so far; see
+        `optwd.compat.scale_by_amsgrad_raw_eps_hat`.
       weight_decay: λ ≥ 0: a number, a schedule of the step, or None for 0.
-      mask: who decays; see `optwd.decay.linear` and `exclude_from_weight_decay`.
+      mask: which leaves decay; see `optwd.decay.linear` and `exclude_from_weight_decay`.
 
     Returns:
       An optimizer; see `optwd.adam`. ``update`` needs the parameters.
@@ -73,10 +82,6 @@ def adamw(
 ) -> Optimizer:
     """``keras.optimizers.AdamW``: `adam` with another default and order of arguments.
 
-        the equation of `adam`
-
-    Place in the chain, arguments, result and errors: see `adam`.
-
     >>> import jax.numpy as jnp
     >>> optimizer, theta = adamw(0.1, 0.5), jnp.array([1.0])
     >>> print(optimizer.update(jnp.array([0.0]), optimizer.init(theta), theta)[0])
@@ -99,14 +104,14 @@ def sgd(
 
         m ← ηₜg + momentum·m,   θ ← θ(1 − ηₜλ) − m
 
-    After a drop of the learning rate the steps go on at the old rate until the momentum
-    has faded, where torch and Optax drop at once.
+    When the learning rate drops, the momentum goes on at the old rate until it has faded;
+    in torch and Optax the step shrinks at once.
 
-    Place in the chain, other arguments, result and errors: see `adam`.
+    See `adam` for the other arguments.
 
     Args:
-      momentum: See `optwd.trace`, as ``nesterov``; with 0 there is no such state, and
-        ``nesterov`` does nothing.
+      momentum: the decay of `optwd.trace`, which also explains ``nesterov``. With 0, no
+        momentum is kept, and ``nesterov`` does nothing.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = sgd(0.1, 0.9, weight_decay=0.5), jnp.array([1.0])
@@ -126,20 +131,21 @@ def sgd(
 
 
 def exclude_from_weight_decay(var_names: Sequence[str]) -> Mask:
-    """Everyone decays but the variables whose name contains one of these patterns.
+    """All leaves but those whose name contains one of these patterns.
 
-    A variable's name is the last segment of its path (``bias``), as in Keras 3, where a
-    layer's name in a pattern excludes nobody, silently; here that is an error. For layers
-    say ``~masks.path("**/layer_norm/**")``.
+    The name is the last segment of the path (``bias``), as in Keras 3. A layer's name in a
+    pattern excludes nothing there, silently; here that is an error. For layers say
+    ``~masks.path("**/layer_norm/**")``.
 
     Args:
-      var_names: regular expressions, searched for in the name.
+      var_names: regular expressions, as for ``re.search`` in the name.
 
     Returns:
       A `Mask`, to combine with others by ``&``.
 
     Raises:
-      MaskError: a pattern that excludes nobody, once the parameters are known.
+      MaskError: a pattern that is in no name, once the parameters are known.
+      ValueError: no pattern, or one that does not compile.
 
     >>> mask = exclude_from_weight_decay(["bias", "^gamma$"])
     >>> mask.tree({"dense": {"kernel": 1.0, "bias": 1.0}, "norm": {"gamma": 1.0}})
@@ -147,10 +153,25 @@ def exclude_from_weight_decay(var_names: Sequence[str]) -> Mask:
 
     Source: Keras 3.15, ``keras/src/optimizers/base_optimizer.py``.
     """
-    return ~masks.regex(*map(_in_the_name, var_names))
+    masks.regex(*var_names)  # checks them
+    return ~_InTheName(tuple(var_names))
 
 
-def _in_the_name(pattern: str) -> str:
-    begin = "" if pattern.startswith("^") else "[^/]*"
-    end = "" if pattern.endswith("$") else "[^/]*"
-    return f"(?:.*/)?{begin}(?:{pattern.removeprefix('^').removesuffix('$')}){end}"
+@dataclasses.dataclass(frozen=True)
+class _InTheName(Mask):
+    patterns: tuple[str, ...]
+
+    def _decide(self, leaves: list[Leaf]) -> list[Decision]:
+        return _found_in_name(self.patterns, leaves)
+
+
+def _found_in_name(patterns: tuple[str, ...], leaves: list[Leaf]) -> list[Decision]:
+    names = [leaf.path.split("/")[-1] for leaf in leaves]
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names):
+            raise MaskError(
+                f"the pattern {pattern!r} matches no leaf: it is in none of the names "
+                f"{', '.join(sorted(set(names))[:5])}. Correct it, or remove it."
+            )
+    first = (next((p for p in patterns if re.search(p, name)), None) for name in names)
+    return [(0.0, "no pattern") if p is None else (1.0, p) for p in first]

@@ -6,15 +6,23 @@ from typing import Any
 import optax
 
 from optwd import _paths
+from optwd._paths import PyTree
 from optwd.compat import _carry
 
+__all__ = ["state_from"]
+
 _TREES = ("mu", "nu", "nu_max", "trace")
+_NOT_STATES = (*_TREES, "acc_grads", "skip_state", "hyperparams", "hyperparams_states")
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def state_from(
     state: Any,
-    params: Any,
-    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     *,
     step: int | None = None,
 ) -> Any:
@@ -22,8 +30,19 @@ def state_from(
 
         count, mu, nu, nu_max, trace: each into its place
 
-    Optax keeps nothing for its weight decay, so masked or not, scheduled or not makes no
-    difference to what is read; it is ``optimizer`` that says how the run goes on.
+    Optax keeps nothing for its weight decay, so it makes no difference whether that was
+    masked or scheduled: ``optimizer`` says how the run goes on.
+
+    Both may be inside of ``optax.MultiSteps``, ``inject_hyperparams``,
+    ``apply_if_finite``, ``named_chain`` and ``partition``, in any order. What a wrapper
+    keeps is taken over where both have it: the gradients accumulated so far, and the
+    numbers in ``inject_hyperparams``, which the run may have changed there.
+
+    A checkpoint that Orbax wrote of an Optax state cannot be restored into ours, whose
+    structure is another. Restore it as what it is, then convert it::
+
+        theirs = checkpointer.restore(path, jax.eval_shape(optax.adamw(η).init, params))
+        state = optwd.compat.optax.state_from(theirs, params, optwd.adamw(η))
 
     Args:
       state: the state of the Optax optimizer, or a checkpoint of it that came back as
@@ -36,8 +55,8 @@ def state_from(
       The state of ``optimizer``, as ``update`` takes it.
 
     Raises:
-      ValueError: shapes or paths that do not fit; two states with moments; moments for
-        which ``optimizer`` has no place.
+      ValueError: shapes or paths that do not fit; two states with moments; moments, or
+        accumulated gradients, for which ``optimizer`` has no place.
       TypeError: a dtype here that does not hold Optax's.
 
     >>> import jax.numpy as jnp, optax, optwd
@@ -46,35 +65,62 @@ def state_from(
     >>> _, state = begun.update(params, begun.init(params), params)
     >>> print(state_from(state, params, optwd.adamw(0.1))[0].mu["w"])
     [0.1 0.1]
-
-    Source: Optax 0.2.8, ``optax/_src/transform.py``.
     """
+    start = optimizer.init(params)
     nodes = list(_nodes(state))
-    with_moments = [n for n in nodes if any(name in n for name in _TREES)]
-    if len(with_moments) > 1:
-        raise ValueError(
-            f"the Optax state holds moments {len(with_moments)} times; carry the state of "
-            "one optimizer, such as one entry of optax.partition's inner_states."
-        )
-    moments = with_moments[0] if with_moments else {}
-    counts = {int(n["count"]) for n in [moments, *nodes] if "count" in n}
-    if step is not None:
-        counts.add(step)
+    moments = _only("moments", [n for n in nodes if n.keys() & {*_TREES}])
+    wrappers = {
+        key: found
+        for key in _carry.WRAPPERS
+        if (found := _only(f"a state with {key}", [n for n in nodes if key in n]))
+    }
+    clocks = [n for n in nodes if "count" in n and "hyperparams" not in n]
+    injected = wrappers.get("hyperparams", {})
+    if injected.get("hyperparams_states") and not optax.tree.get_all_with_path(
+        start, "hyperparams"
+    ):
+        clocks.append(injected)  # its schedules become the optimizer's own
+    counts = {int(n["count"]) for n in clocks} | ({step} - {None})
     if len(counts) > 1:
         raise ValueError(f"the counts of the Optax state differ: {sorted(counts)}.")
-    trees = {name: _paths.by_path(moments[name]) for name in _TREES if name in moments}
-    kept = _carry.Kept("Optax state", counts.pop() if counts else None, trees, {})
-    return _carry.fill(optimizer.init(params), kept)
+    kept = _carry.Kept(
+        "Optax state",
+        counts.pop() if counts else None,
+        {name: _paths.by_path(moments[name]) for name in _TREES if name in moments},
+        {},
+        wrappers,
+    )
+    return _carry.fill(start, kept)
 
 
 def _nodes(state: Any) -> Iterator[Mapping[str, Any]]:
     """Every node of the state that names what it holds."""
-    if hasattr(state, "_asdict"):
-        state = state._asdict()
-    if isinstance(state, Mapping):
-        yield state
-        inner = [x for name, x in state.items() if name not in _TREES]
+    named = state._asdict() if hasattr(state, "_asdict") else state
+    if isinstance(named, Mapping):
+        certain = named is not state or {"mu", "nu"} <= named.keys()
+        inner = {
+            k: x
+            for k, x in named.items()
+            if k not in _NOT_STATES or (not certain and _is_state(x))
+        }
+        yield {k: x for k, x in named.items() if k not in inner or k not in _TREES}
+        children = list(inner.values())
     else:
-        inner = state if isinstance(state, (list, tuple)) else []
-    for x in inner:
-        yield from _nodes(x)
+        children = state if isinstance(state, (list, tuple)) else []
+    for child in children:
+        yield from _nodes(child)
+
+
+def _is_state(x: Any) -> bool:
+    """Whether `optax.named_chain` calls a whole state by the name of a moment."""
+    marks = ({"mu", "nu"}, {"trace"}, *({key} for key in _carry.WRAPPERS))
+    return any(mark <= node.keys() for node in _nodes(x) for mark in marks)
+
+
+def _only(what: str, found: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+    if len(found) > 1:
+        raise ValueError(
+            f"the Optax state holds {what} {len(found)} times; carry the state of one "
+            "optimizer, such as one entry of optax.partition's inner_states."
+        )
+    return found[0] if found else {}

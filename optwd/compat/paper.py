@@ -1,7 +1,7 @@
-"""AdamW and SGDW as their paper has them, by the paper's names.
+"""AdamW and SGDW as their paper has them, under the paper's names.
 
-A schedule multiplier ηₜ, in its units (1 at the peak), scales the step and the decay alike;
-α scales the step only, so that the two can be tuned apart.
+A schedule multiplier ηₜ, which is 1 at its peak, scales both the step and the decay. α scales
+only the step, so that the two can be tuned apart.
 """
 
 from jax.typing import ArrayLike
@@ -12,6 +12,12 @@ from optwd._moments import scale_by_adam, trace
 from optwd.compat import _parts
 from optwd.compat._parts import Optimizer
 from optwd.masks import MaskLike
+
+__all__ = ["adamw", "sgdw"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def adamw(
@@ -24,19 +30,17 @@ def adamw(
     schedule_multiplier: ScalarOrSchedule = 1.0,
     mask: MaskLike = None,
 ) -> Optimizer:
-    """AdamW of its paper: the decay follows the schedule, not the size, of the rate.
+    """The paper's AdamW: the decay follows the learning rate's schedule, not its size.
 
         θ ← θ − ηₜ(α·m̂/(√v̂ + ε) + λθ)
 
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
-
     Args:
       alpha: α ≥ 0, the learning rate at the peak.
-      beta1: See `optwd.scale_by_adam`, as ``beta2`` and ``epsilon``.
-      weight_decay: λ ≥ 0; normalized by the length of the run it is
-        ``rates.normalized(λ_norm, b, B, T)``.
+      beta1: b1 of `optwd.scale_by_adam`; ``beta2`` is its b2, and ``epsilon`` its eps.
+      weight_decay: λ ≥ 0: a number, or a schedule of the step. The paper's normalized
+        weight decay is ``rates.normalized(λ_norm, b, B, T)``.
       schedule_multiplier: ηₜ ≥ 0: a number, or a schedule of the step (0 at the first).
-      mask: who decays; see `optwd.decay.linear`.
+      mask: which leaves decay; see `optwd.decay.linear`.
 
     Returns:
       An optimizer; see `optwd.adam`. ``update`` needs the parameters.
@@ -69,14 +73,14 @@ def sgdw(
     schedule_multiplier: ScalarOrSchedule = 1.0,
     mask: MaskLike = None,
 ) -> Optimizer:
-    """SGDW of its paper: the schedule and α enter the momentum.
+    """The paper's SGDW: the schedule and α enter the momentum.
 
         m ← β₁m + ηₜαg,   θ ← θ − m − ηₜλθ
 
-    Place in the chain, other arguments, result and errors: see `adamw`.
+    See `adamw` for the other arguments.
 
     Args:
-      beta1: the momentum; see `optwd.trace`.
+      beta1: the decay of `optwd.trace`.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = sgdw(0.1, weight_decay=0.5), jnp.array([1.0])

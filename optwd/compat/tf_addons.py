@@ -1,7 +1,7 @@
-"""TensorFlow Addons' optimizers, and the TensorFlow 1 recipe that decays afterwards.
+"""TensorFlow Addons' optimizers, and a TensorFlow 1 recipe that decays after the step.
 
 The weight decay is the whole rate: no learning rate scales it. Under a learning rate
-schedule give it one of the same shape, as their documentation asks.
+schedule give it a schedule of the same shape, as their documentation asks.
 """
 
 from collections.abc import Iterable
@@ -19,6 +19,17 @@ from optwd.compat._moments import scale_by_adam_eps_hat, scale_by_amsgrad_raw_ep
 from optwd.compat._parts import Optimizer
 from optwd.masks import MaskLike
 
+__all__ = [
+    "adamw",
+    "decay_after_update",
+    "extend_with_decoupled_weight_decay",
+    "sgdw",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def adamw(
     weight_decay: ScalarOrSchedule,
@@ -30,17 +41,17 @@ def adamw(
     *,
     decay_var_list: Iterable[str] | MaskLike = None,
 ) -> Optimizer:
-    """``tfa.optimizers.AdamW``: decay that no learning rate scales, and eps-hat.
+    """``tfa.optimizers.AdamW``: decay that no learning rate scales, and ε on the raw root.
 
         θ ← (1 − λ)θ − ηₜ√(1 − b2ᵗ)/(1 − b1ᵗ) · m/(√v + ε)
-
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
 
     Args:
       weight_decay: λ ≥ 0: a number, or a schedule of the step (0 at the first).
       learning_rate: ηₜ ≥ 0: a number, or a schedule of the step.
-      beta_1: See `optwd.compat.scale_by_adam_eps_hat`, as ``beta_2`` and ``epsilon``.
-      amsgrad: the largest v so far: `optwd.compat.scale_by_amsgrad_raw_eps_hat`.
+      beta_1: b1 of `optwd.compat.scale_by_adam_eps_hat`; ``beta_2`` is its b2, and
+        ``epsilon`` its eps.
+      amsgrad: divide by the largest v so far; see
+        `optwd.compat.scale_by_amsgrad_raw_eps_hat`.
       decay_var_list: See `extend_with_decoupled_weight_decay`.
 
     Returns:
@@ -77,10 +88,11 @@ def sgdw(
 
         m ← ηₜg + momentum·m,   θ ← (1 − λ)θ − m
 
-    Place in the chain, other arguments, result and errors: see `adamw`.
+    See `adamw` for the other arguments.
 
     Args:
-      momentum: See `optwd.trace`, as ``nesterov``; with 0 there is no such state.
+      momentum: the decay of `optwd.trace`, which also explains ``nesterov``. With 0, no
+        momentum is kept.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = sgdw(0.5, 0.1), jnp.array([1.0])
@@ -106,14 +118,12 @@ def extend_with_decoupled_weight_decay(
 
         θ ← (1 − λ)θ + Δ, with Δ the optimizer's own update
 
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
-
     Args:
       optimizer: any optimizer whose updates are to be added to the parameters.
       weight_decay: See `adamw`.
-      decay_var_list: who decays: None for everyone, a list of globs of paths (see
-        `optwd.masks.path`), or any mask. The **empty list decays nobody**; in TensorFlow
-        Addons it decays everyone.
+      decay_var_list: which leaves decay: None for all, globs of their paths (see
+        `optwd.masks.path`), or any mask. With an **empty list nothing decays**; in
+        TensorFlow Addons everything does.
 
     Returns:
       An optimizer that accepts the extra arguments of both.
@@ -142,19 +152,16 @@ def decay_after_update(
 
         θ ← (1 − λ)(θ + Δ), with Δ the optimizer's own update
 
-    The recipe of TensorFlow 1: a second, plain gradient descent of rate 1 on ``½λ‖θ‖²``,
-    run behind the first. It differs from decay of the old weights by ``λΔ`` a step. The
-    CUDA kernels of bitsandbytes decay like this with ``rates.by_learning_rate(λ, η)``.
+    In TensorFlow 1 this is a second, plain gradient descent of rate 1 on ``½λ‖θ‖²``, run
+    after the first. It differs from decay of the old weights by ``λΔ`` per step. The CUDA
+    kernels of bitsandbytes decay like this with ``rates.by_learning_rate(λ, η)``.
 
-    Place in the chain, arguments, result and errors: see
-    `extend_with_decoupled_weight_decay`.
+    See `extend_with_decoupled_weight_decay` for the arguments.
 
     >>> import jax.numpy as jnp, optax
     >>> sgd = decay_after_update(optax.sgd(0.1), 0.5)
     >>> print(sgd.update(jnp.array([1.0]), sgd.init(jnp.ones(1)), jnp.ones(1))[0])
     [-0.55]
-
-    Source: none; a recipe.
     """
     after = decay.from_rule(_after, weight_decay, _mask(decay_var_list))
     return in_float32(with_weight_decay(optimizer, after))

@@ -14,6 +14,12 @@ from optwd.compat._moments import scale_by_amsgrad_raw
 from optwd.compat._parts import Optimizer
 from optwd.masks import MaskLike
 
+__all__ = ["adamw"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def adamw(
     lr: ScalarOrSchedule = 1e-3,
@@ -28,33 +34,33 @@ def adamw(
     max_lr: ArrayLike | None = None,
     mask: MaskLike = None,
 ) -> Optimizer:
-    """Timm's ``AdamW``: torch's, with two options.
+    """``timm.optim.AdamW``: torch's, with two options.
 
         θ ← θ(1 − ηₜλ) − ηₜû
         θ ← θ(1 − ηₜ²λ/η_max) − ηₜû     corrected_weight_decay
 
-    With ``caution`` û keeps only what agrees in sign with the gradient, and is scaled up
-    by one over the share that it keeps; the decay is not touched by it.
-
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
+    With ``caution``, û is 0 where its sign differs from the gradient's, and elsewhere
+    divided by the share of the leaf that is left (at least 1e-3). The decay is not changed.
 
     Args:
       lr: ηₜ ≥ 0: a number, or a schedule of the step (0 at the first).
-      betas: See `optwd.scale_by_adam`, as ``eps``.
+      betas: b1 and b2 of `optwd.scale_by_adam`, which also explains ``eps``.
       weight_decay: λ ≥ 0: a number, or a schedule of the step.
-      amsgrad: the largest raw second moment in v̂: `optwd.compat.scale_by_amsgrad_raw`.
-      caution: as above. For decay that is cautious itself see `optwd.decay.cautious`.
-      corrected_weight_decay: as above; AdamC.
-      maximize: ascend; the decay still shrinks.
+      amsgrad: divide by the largest second moment so far; see
+        `optwd.compat.scale_by_amsgrad_raw`.
+      caution: as above. For decay that is itself cautious see `optwd.decay.cautious`.
+      corrected_weight_decay: the second equation, which is AdamC's.
+      maximize: ascend. The decay still shrinks.
       max_lr: η_max > 0: what timm's ``lr`` was at construction. Needed for the correction
         where ``lr`` is a schedule.
-      mask: who decays; see `optwd.decay.linear`.
+      mask: which leaves decay; see `optwd.decay.linear`.
 
     Returns:
       An optimizer; see `optwd.adam`. ``update`` needs the parameters.
 
     Raises:
-      ValueError: a hyperparameter outside its domain; a correction without ``max_lr``.
+      ValueError: a hyperparameter outside its domain; a correction without ``max_lr``;
+        caution in ``jax.shard_map``, where the share would be that of a shard.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = adamw(0.1, weight_decay=0.5), jnp.array([1.0])
@@ -82,7 +88,7 @@ def adamw(
 
 
 def _cautious(direction: optax.GradientTransformationExtraArgs) -> Optimizer:
-    """The direction where it agrees in sign with the gradient, scaled up by 1/share."""
+    """The direction where its sign is the gradient's, divided by the share of those."""
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         u, state = direction.update(updates, state, params, **extra)
