@@ -34,10 +34,12 @@ def standard(leaves):
     return {path: row[min(len(row), 3) - 1] for path, row in leaves.items()}
 
 
-def tree(leaves):
-    """Parameters as nested dicts, drawn anew for every leaf."""
+def tree(leaves, only=None):
+    """Parameters as nested dicts; `only` a few of them, where a step is compiled."""
     rng, root = np.random.default_rng(0), {}
     for path, shape in shapes(leaves).items():
+        if only is not None and path not in only:
+            continue
         node, (*parents, name) = root, path.split("/")
         for parent in parents:
             node = node.setdefault(parent, {})
