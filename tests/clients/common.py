@@ -73,7 +73,7 @@ def cosine(peak, *, start=0.0, end=0.0, warmup=10, steps=STEPS + 1):
 
 
 def largest_difference(optimizer, params, trajectory, *, max_norm=None):
-    """Over all leaves and `STEPS` steps; `max_norm` clips the gradients of the reference."""
+    """Over all leaves and `STEPS` steps; `max_norm` clips the reference's gradients."""
     start = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
     assert all(leaf.dtype == np.float64 for leaf in start)
     rng = np.random.default_rng(1)
@@ -104,7 +104,8 @@ def _run(optimizer, params, gradients):
         params = optax.apply_updates(params, updates)
         return (params, state), jax.tree.leaves(params)
 
-    carry = params, jax.jit(optimizer.init)(params)
-    return jax.jit(lambda c: jax.lax.scan(step, c, [jnp.asarray(g) for g in gradients]))(
-        carry
-    )[1]
+    @jax.jit
+    def run(params, gradients):
+        return jax.lax.scan(step, (params, optimizer.init(params)), gradients)[1]
+
+    return run(params, gradients)

@@ -82,7 +82,12 @@ RESNET = {
     "backbone/stem/norm1/bias": ((D,), False),
     "backbone/stem/norm1/moving_mean": ((D,), False),
     "classifier/weight": ((D, 9), True),
-    "classifier/bias": ((9,), True, False, "they spare the norms alone, as torch's recipes"),
+    "classifier/bias": (
+        (9,),
+        True,
+        False,
+        "they spare the norms alone, as torch's recipes",
+    ),
 }
 
 
@@ -123,7 +128,11 @@ def test_conformer():
             g = g + l2 * CONFORMER[path][1] * theta
             m = adam["b1"] * m + (1 - adam["b1"]) * g
             v = adam["b2"] * v + (1 - adam["b2"]) * g**2
-            u = m / (1 - adam["b1"] ** t) / (np.sqrt(v / (1 - adam["b2"] ** t)) + adam["eps"])
+            u = (
+                m
+                / (1 - adam["b1"] ** t)
+                / (np.sqrt(v / (1 - adam["b2"] ** t)) + adam["eps"])
+            )
             theta = theta - lr[t - 1] * u
             yield theta
 

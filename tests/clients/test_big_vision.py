@@ -35,7 +35,10 @@ VIT = {
     "img/cls": ((1, 1, D), False),
     f"{BLOCK}/LayerNorm_0/scale": ((LAYERS, D), False),
     f"{BLOCK}/LayerNorm_0/bias": ((LAYERS, D), False),
-    f"{BLOCK}/MultiHeadDotProductAttention_0/query/kernel": ((LAYERS, D, HEADS, HEAD), True),
+    f"{BLOCK}/MultiHeadDotProductAttention_0/query/kernel": (
+        (LAYERS, D, HEADS, HEAD),
+        True,
+    ),
     f"{BLOCK}/MultiHeadDotProductAttention_0/query/bias": ((LAYERS, HEADS, HEAD), False),
     f"{BLOCK}/MultiHeadDotProductAttention_0/out/kernel": ((LAYERS, HEADS, HEAD, D), True),
     f"{BLOCK}/MultiHeadDotProductAttention_0/out/bias": ((LAYERS, D), False),

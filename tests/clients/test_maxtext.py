@@ -1,4 +1,4 @@
-"""MaxText: AdamW or `adam_pax` on scanned layers, with a list of patterns that do not decay.
+"""MaxText: AdamW or `adam_pax` on scanned layers, with patterns that do not decay.
 
 - 50 steps of both optimizers agree with NumPy to 1e-12; `adam_pax` writes the bias
   correction into the decay rates, and is AdamW.

@@ -62,7 +62,11 @@ def test_default():
 
 def test_independent_weight_decay_is_the_coupling_of_the_paper():
     ours = optwd.adamw(
-        common.schedule(LR), **ADAM, weight_decay=WD, scaled_by="schedule", peak_learning_rate=PEAK
+        common.schedule(LR),
+        **ADAM,
+        weight_decay=WD,
+        scaled_by="schedule",
+        peak_learning_rate=PEAK,
     )
     assert difference(ours, trajectory(WD / PEAK)) < 1e-12  # they divide by the peak
 
