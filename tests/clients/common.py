@@ -90,22 +90,21 @@ def largest_difference(optimizer, params, trajectory, *, max_norm=None):
     difference = 0.0
     for path, theta, gs, ours in zip(paths(params), start, gradients, seen, strict=True):
         expected = np.stack(list(trajectory(path, theta, gs)))
-        difference = max(difference, np.abs(np.asarray(ours) - expected).max())
+        difference = max(difference, np.abs(ours - expected).max())
     return difference
 
 
 def _run(optimizer, params, gradients):
     """The leaves after every step, each with the steps as its first axis."""
 
-    def step(carry, gradients):
-        params, state = carry
+    @jax.jit
+    def step(params, state, gradients):
         gradients = jax.tree.unflatten(jax.tree.structure(params), gradients)
         updates, state = optimizer.update(gradients, state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, state), jax.tree.leaves(params)
+        return optax.apply_updates(params, updates), state
 
-    @jax.jit
-    def run(params, gradients):
-        return jax.lax.scan(step, (params, optimizer.init(params)), gradients)[1]
-
-    return run(params, gradients)
+    state, seen = jax.jit(optimizer.init)(params), []
+    for t in range(STEPS):
+        params, state = step(params, state, [jnp.asarray(g[t]) for g in gradients])
+        seen.append(jax.tree.leaves(params))
+    return [np.stack(leaf) for leaf in zip(*seen, strict=True)]
