@@ -201,7 +201,7 @@ def scale_by(
     nu_dtype: Any,
     more: Callable[[Any, Any, Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """A transformation that keeps a first moment `mu`, and squares `nu` and `nu_max`."""
+    """A transformation that keeps a first moment `mu`, and squares whose names begin `nu`."""
     b1 = _check.number("b1", b1, below=1.0)
     b2 = _check.number("b2", b2, below=1.0)
     eps, eps_root = _check.number("eps", eps), _check.number("eps_root", eps_root)
@@ -213,8 +213,8 @@ def scale_by(
             "be 0. Use bfloat16, which has the range of float32."
         )
     square = _leafwise.moment(nu_dtype, real=True)
-    every = {"mu": first, "nu": square, "nu_max": square}
-    fields = {name: every[name] for name in state_type._fields if name in every}
+    squares = [name for name in state_type._fields if name.startswith("nu")]
+    fields = {"mu": first} | dict.fromkeys(squares, square)
 
     def scalars(state: Any) -> Scalars:
         t = _leafwise.increment(state[0])

@@ -15,8 +15,9 @@ from optwd.compat import timm as timm
 from optwd.compat import torch as torch
 from optwd.compat._conventions import CONVENTIONS as CONVENTIONS
 from optwd.compat._conventions import Convention as Convention
-from optwd.compat._conventions import convert_weight_decay as convert_weight_decay
-from optwd.compat._conventions import table as table
+from optwd.compat._convert import convert_weight_decay as convert_weight_decay
+from optwd.compat._convert import table as table
+from optwd.compat._moments import AmsgradRawState as AmsgradRawState
 from optwd.compat._moments import DampenedTraceState as DampenedTraceState
 from optwd.compat._moments import NadamState as NadamState
 from optwd.compat._moments import scale_by_adam_eps_hat as scale_by_adam_eps_hat

@@ -31,6 +31,23 @@ class NadamState(NamedTuple):
     mu_product: Any = None
 
 
+class AmsgradRawState(NamedTuple):
+    """Adam's moments, and the largest second one as it is, without bias correction.
+
+    Attributes:
+      count: updates so far; int32 of shape ().
+      mu: first moments; a tree like the parameters.
+      nu: second moments; a tree like the parameters.
+      nu_max_raw: the largest second moments; a tree like the parameters. It is not called
+        ``nu_max``, which is the largest corrected one in `optax.ScaleByAmsgradState`.
+    """
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+    nu_max_raw: Any
+
+
 class DampenedTraceState(NamedTuple):
     """The momentum, and how often it has moved.
 
@@ -99,12 +116,12 @@ def scale_by_amsgrad_raw(
     Place in the chain, arguments and errors: see `scale_by_adam`.
 
     Returns:
-      A transformation with state `optax.ScaleByAmsgradState`; leaves of any shape.
+      A transformation with state `AmsgradRawState`; leaves of any shape.
 
     >>> import jax.numpy as jnp
     >>> amsgrad = scale_by_amsgrad_raw(b1=0.0, b2=0.5)
     >>> _, state = amsgrad.update(jnp.array([10.0]), amsgrad.init(jnp.zeros(1)))
-    >>> print(amsgrad.update(jnp.array([0.0]), state)[1].nu_max)  # of 50, then of 25
+    >>> print(amsgrad.update(jnp.array([0.0]), state)[1].nu_max_raw)  # of 50, then of 25
     [50.]
 
     Source: torch's ``Adam(amsgrad=True)``, after Reddi, Kale and Kumar, arXiv 1904.09237.
@@ -112,7 +129,7 @@ def scale_by_amsgrad_raw(
     return _moments.scale_by(
         "scale_by_amsgrad_raw",
         _AMSGRAD_RAW,
-        optax.ScaleByAmsgradState,
+        AmsgradRawState,
         *(b1, b2, eps, 0.0, mu_dtype, nu_dtype),
     )
 
@@ -133,7 +150,7 @@ def scale_by_amsgrad_raw_eps_hat(
     Place in the chain, arguments and errors: see `scale_by_adam`.
 
     Returns:
-      A transformation with state `optax.ScaleByAmsgradState`; leaves of any shape.
+      A transformation with state `AmsgradRawState`; leaves of any shape.
 
     >>> import jax.numpy as jnp
     >>> amsgrad = scale_by_amsgrad_raw_eps_hat(b2=0.99, eps=1.0)
@@ -145,7 +162,7 @@ def scale_by_amsgrad_raw_eps_hat(
     return _moments.scale_by(
         "scale_by_amsgrad_raw_eps_hat",
         _AMSGRAD_RAW_EPS_HAT,
-        optax.ScaleByAmsgradState,
+        AmsgradRawState,
         *(b1, b2, eps, 0.0, mu_dtype, nu_dtype),
     )
 

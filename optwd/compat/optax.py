@@ -3,18 +3,27 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import optax
 
 from optwd import _paths
+from optwd._paths import PyTree
 from optwd.compat import _carry
 
+__all__ = ["state_from"]
+
 _TREES = ("mu", "nu", "nu_max", "trace")
+_NOT_STATES = (*_TREES, "acc_grads", "skip_state", "hyperparams", "hyperparams_states")
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def state_from(
     state: Any,
-    params: Any,
-    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     *,
     step: int | None = None,
 ) -> Any:
@@ -22,8 +31,19 @@ def state_from(
 
         count, mu, nu, nu_max, trace: each into its place
 
-    Optax keeps nothing for its weight decay, so masked or not, scheduled or not makes no
-    difference to what is read; it is ``optimizer`` that says how the run goes on.
+    Optax keeps nothing for its weight decay, so it makes no difference whether that was
+    masked or scheduled: ``optimizer`` says how the run goes on.
+
+    Both may be inside of ``optax.MultiSteps``, ``inject_hyperparams``,
+    ``apply_if_finite``, ``named_chain`` and ``partition``, in any order. What a wrapper
+    keeps is taken over where both have it: the gradients accumulated so far, and the
+    numbers in ``inject_hyperparams``, which the run may have changed there.
+
+    A checkpoint that Orbax wrote of an Optax state cannot be restored into ours, whose
+    structure is another. Restore it as what it is, then convert it::
+
+        theirs = checkpointer.restore(path, jax.eval_shape(optax.adamw(η).init, params))
+        state = optwd.compat.optax.state_from(theirs, params, optwd.adamw(η))
 
     Args:
       state: the state of the Optax optimizer, or a checkpoint of it that came back as
@@ -36,8 +56,8 @@ def state_from(
       The state of ``optimizer``, as ``update`` takes it.
 
     Raises:
-      ValueError: shapes or paths that do not fit; two states with moments; moments for
-        which ``optimizer`` has no place.
+      ValueError: shapes or paths that do not fit; two states with moments; moments, or
+        accumulated gradients, for which ``optimizer`` has no place.
       TypeError: a dtype here that does not hold Optax's.
 
     >>> import jax.numpy as jnp, optax, optwd
@@ -46,25 +66,32 @@ def state_from(
     >>> _, state = begun.update(params, begun.init(params), params)
     >>> print(state_from(state, params, optwd.adamw(0.1))[0].mu["w"])
     [0.1 0.1]
-
-    Source: Optax 0.2.8, ``optax/_src/transform.py``.
     """
+    start = optimizer.init(params)
     nodes = list(_nodes(state))
-    with_moments = [n for n in nodes if any(name in n for name in _TREES)]
-    if len(with_moments) > 1:
-        raise ValueError(
-            f"the Optax state holds moments {len(with_moments)} times; carry the state of "
-            "one optimizer, such as one entry of optax.partition's inner_states."
-        )
-    moments = with_moments[0] if with_moments else {}
-    counts = {int(n["count"]) for n in [moments, *nodes] if "count" in n}
-    if step is not None:
-        counts.add(step)
+    moments = _only("moments", [n for n in nodes if _moments(n)])
+    wrappers = {
+        key: found
+        for key in _carry.WRAPPERS
+        if (found := _only(f"a state with {key}", [n for n in nodes if key in n]))
+    }
+    clocks = [n for n in nodes if "count" in n and "hyperparams" not in n]
+    injected = wrappers.get("hyperparams", {})
+    if injected.get("hyperparams_states") and not optax.tree.get_all_with_path(
+        start, "hyperparams"
+    ):
+        clocks.append(injected)  # its schedules become the optimizer's own
+    counts = {int(n["count"]) for n in clocks} | ({step} - {None})
     if len(counts) > 1:
         raise ValueError(f"the counts of the Optax state differ: {sorted(counts)}.")
-    trees = {name: _paths.by_path(moments[name]) for name in _TREES if name in moments}
-    kept = _carry.Kept("Optax state", counts.pop() if counts else None, trees, {})
-    return _carry.fill(optimizer.init(params), kept)
+    kept = _carry.Kept(
+        "Optax state",
+        counts.pop() if counts else None,
+        {name: _paths.by_path(moments[name]) for name in _moments(moments)},
+        {},
+        wrappers,
+    )
+    return _carry.fill(start, kept)
 
 
 def _nodes(state: Any) -> Iterator[Mapping[str, Any]]:
@@ -73,8 +100,30 @@ def _nodes(state: Any) -> Iterator[Mapping[str, Any]]:
         state = state._asdict()
     if isinstance(state, Mapping):
         yield state
-        inner = [x for name, x in state.items() if name not in _TREES]
+        inner = [x for k, x in state.items() if k not in _NOT_STATES or _is_state(k, x)]
     else:
         inner = state if isinstance(state, (list, tuple)) else []
     for x in inner:
         yield from _nodes(x)
+
+
+def _moments(node: Mapping[str, Any]) -> list[str]:
+    return [name for name in _TREES if name in node and not _is_state(name, node[name])]
+
+
+def _is_state(name: str, x: Any) -> bool:
+    """Whether `x` is what `optax.named_chain` calls by the name of a moment."""
+    if isinstance(x, Mapping):
+        return name in _TREES and any(name in x for name in _TREES)
+    known = (optax.TraceState, optax.ScaleByAdamState, optax.ScaleByAmsgradState)
+    nodes = jax.tree.leaves(x, is_leaf=lambda node: isinstance(node, known))
+    return any(isinstance(node, known) for node in nodes)
+
+
+def _only(what: str, found: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+    if len(found) > 1:
+        raise ValueError(
+            f"the Optax state holds {what} {len(found)} times; carry the state of one "
+            "optimizer, such as one entry of optax.partition's inner_states."
+        )
+    return found[0] if found else {}

@@ -2,9 +2,14 @@
 
 - torch: 100 steps, carried over at step 50; steps 51 to 100 within 1e-10 in float64, for
   every optimizer, with groups, schedules, linear and convolution kernels transposed;
+- torch, further: float32 and bfloat16, options that are tensors, complex parameters,
+  ascent, states whose keys are names or went through JSON;
 - Optax: the same for adamw, masked and scheduled, and for its relatives, also from a
-  checkpoint of plain dicts and lists;
-- what does not fit is an error that names it; nothing is shared with torch's buffers.
+  checkpoint of plain dicts and lists; inside of MultiSteps (also between two steps),
+  inject_hyperparams, apply_if_finite and named_chain, nested; from Orbax;
+- a name with a star in it is no pattern;
+- what does not fit is an error that names it (AMSGrad's two kinds of maximum, too); nothing
+  is shared with torch's buffers.
 """
 
 import copy
@@ -102,7 +107,7 @@ CASES = {
     "Adam, amsgrad": {"weight_decay": 0.1, "amsgrad": True, "betas": (0.9, 0.9)},
     "AdamW": {"weight_decay": 0.5},
     "SGD": {"weight_decay": 0.1},
-    "SGD, momentum": {"weight_decay": 0.1, "decay": 0.9, "nesterov": True},
+    "SGD, momentum": {"weight_decay": 0.1, "momentum": 0.9, "nesterov": True},
     "SGD, dampening": {"weight_decay": 0.1, "momentum": 0.9, "dampening": 0.5},
     "NAdam": {"weight_decay": 0.1, "momentum_decay": 0.1},
     "RAdam": {"weight_decay": 0.5, "decoupled_weight_decay": True},
@@ -179,6 +184,137 @@ def test_torch_in_bfloat16_and_float32(torch):
         kept = optimizer.state[weight]["exp_avg"].float().numpy().T
         np.testing.assert_array_equal(got, kept)
         assert got.dtype == jnp.float32
+
+
+def one_weight(torch, name, dtype, steps=3, **options):
+    """A torch optimizer of one weight after some steps, that weight, and its gradients."""
+    rng = np.random.default_rng(0)
+    parts = rng.normal(size=(2, steps + 3, 4))
+    real = dtype in ("float32", "float64")
+    given = (parts[0] if real else parts[0] + 1j * parts[1]).astype(dtype)
+    weight = torch.nn.Parameter(torch.tensor(given[0]))
+    optimizer = getattr(torch.optim, name)([weight], **options)
+    for g in given[1 : steps + 1]:
+        weight.grad = torch.tensor(g)
+        optimizer.step()
+    return optimizer, weight, given[steps + 1 :]
+
+
+def assert_continues(optimizer, weight, gradients, tolerance, torch):
+    """Two more steps of torch and of the optimizer that was carried over from it."""
+    saved = optimizer.state_dict()
+    params, names = {"w": jnp.asarray(weight.detach().numpy())}, {"w": "w"}
+    ours = compat.torch.optimizer_from(saved, names)
+    state = compat.torch.state_from(saved, params, names)
+    for g in gradients:
+        updates, state = ours.update({"w": jnp.asarray(g)}, state, params)
+        params = optax.apply_updates(params, updates)
+        weight.grad = torch.tensor(g)
+        optimizer.step()
+        got, expected = np.asarray(params["w"]), weight.detach().numpy()
+        assert got.dtype == expected.dtype
+        np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "RAdam", "SGD"])
+def test_torch_ascends_on(name, torch, x64):
+    options = {"lr": 0.1, "weight_decay": 0.3, "maximize": True}
+    options |= {"momentum": 0.9} if name == "SGD" else {}
+    run = one_weight(torch, name, "float64", **options)
+    if name != "SGD":
+        return assert_continues(*run, 1e-12, torch)
+    optimizer, _, gradients = run
+    ours = compat.torch.optimizer_from(optimizer.state_dict(), {"w": "w"})
+    up = ours.update(jnp.asarray(gradients[0]), ours.init(jnp.zeros(4)), jnp.zeros(4))[0]
+    np.testing.assert_allclose(up, 0.1 * gradients[0], rtol=1e-12)
+    return None
+
+
+def test_a_nadam_run_in_float32():
+    torch = pytest.importorskip("torch")  # with its default dtype, float32
+    run = one_weight(torch, "NAdam", "float32", lr=0.1)
+    assert_continues(*run, 1e-6, torch)
+
+
+def test_betas_and_learning_rate_that_are_tensors(torch, x64):
+    run = one_weight(
+        *(torch, "AdamW", "float64"),
+        lr=torch.tensor(0.1),
+        betas=(torch.tensor(0.8), torch.tensor(0.9)),
+        foreach=False,
+    )
+    assert_continues(*run, 1e-12, torch)
+
+
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "RAdam"])
+def test_complex_parameters_carried_over(name, torch, x64):
+    options = {"betas": (0.8, 0.8)} | ({"amsgrad": True} if name == "Adam" else {})
+    run = one_weight(torch, name, "complex128", lr=0.1, **options)
+    assert_continues(*run, 1e-12, torch)
+
+
+def test_a_name_is_not_a_pattern():
+    names = {"w": "a*", "bias": "ab"}
+    optimizer = compat.torch.optimizer_from(saved(weight_decay=0.0), names)
+    params = {"a*": jnp.ones(1), "ab": jnp.ones(1)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["a*"], -0.01, rtol=1e-6)
+    np.testing.assert_array_equal(updates["ab"], 0)
+
+
+@pytest.mark.parametrize(
+    "params", [{"a*": jnp.ones(1)}, {"a*": jnp.ones(1), "ab": None, "c": jnp.ones(1)}]
+)
+def test_names_lead_to_all_parameters(params):
+    names = {"w": "a*", "bias": "ab"}
+    optimizer = compat.torch.optimizer_from(saved(weight_decay=0.0), names)
+    with pytest.raises(ValueError, match="the names must lead to all parameters: only in"):
+        optimizer.init(params)
+
+
+def test_a_leaf_of_another_optimizer_need_not_be_seen():
+    names = {"w": "a", "bias": "b"}
+    optimizer = compat.torch.optimizer_from(saved(weight_decay=0.0), names)
+    optimizer.init({"a": jnp.ones(1), "b": optax.MaskedNode()})
+
+
+def test_keys_that_are_names_or_went_through_json():
+    expected = compat.torch.state_from(saved(), SMALL, TWO)
+    through_json = saved()
+    through_json["state"] = {str(k): v for k, v in through_json["state"].items()}
+    named = saved()
+    by_name = dict(zip(named["state"], TWO, strict=True))
+    named["state"] = {by_name[k]: v for k, v in named["state"].items()}
+    for group in named["param_groups"]:
+        group["params"] = [by_name[k] for k in group["params"]]
+    backwards = dict(reversed(TWO.items()))  # names need no order
+    for got in (
+        compat.torch.state_from(through_json, SMALL, TWO),
+        compat.torch.state_from(named, SMALL, backwards),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+    strange = saved()
+    strange["state"] = {f"p{k}": v for k, v in strange["state"].items()}
+    with pytest.raises(ValueError, match=r"a state for \['p0', 'p1'\], which are not"):
+        compat.torch.state_from(strange, SMALL, TWO)
+
+
+def test_amsgrads_maxima_are_not_taken_for_one_another():
+    theirs, raw = optax.amsgrad(0.1), compat.torch.adam(amsgrad=True)
+    with pytest.raises(ValueError, match=r"nu_max_raw: .* maximum of the corrected second"):
+        compat.optax.state_from(theirs.init(SMALL), SMALL, raw)
+    more = {"max_exp_avg_sq": np.ones((2, 3), np.float32)}
+    one = {"max_exp_avg_sq": np.ones(2, np.float32)}
+    torchs = saved(state={0: more, 1: one})
+    with pytest.raises(ValueError, match=r"nu_max: the torch .* maximum of the raw second"):
+        compat.torch.state_from(torchs, SMALL, TWO, optwd.amsgrad(0.1))
+    state = compat.torch.state_from(torchs, SMALL, TWO, raw)
+    np.testing.assert_array_equal(optax.tree.get(state, "nu_max_raw")["fc"]["kernel"], 1)
+    with pytest.raises(ValueError, match="has nu_max, for which this optimizer has no"):
+        compat.optax.state_from(theirs.init(SMALL), SMALL, optwd.adamw(0.1))
+    with pytest.raises(TypeError, match="the state is of type ScaleByAmsgradState"):
+        raw.update(SMALL, theirs.init(SMALL), SMALL)
 
 
 # --- what does not fit ---------------------------------------------------------------
@@ -364,13 +500,95 @@ def test_optax(theirs, ours, form, x64):
     follow(ours, *carried, path[CARRIED:], tolerance=1e-12)
 
 
-def test_optax_inside_of_what_is_around_it():
+def named(adamw):
+    return optax.named_chain(("clip", optax.clip(0.5)), ("trace", adamw))
+
+
+def injected(make, **options):
+    return optax.inject_hyperparams(make)(weight_decay=0.3, **options)
+
+
+AROUND = {
+    "MultiSteps": lambda make: optax.MultiSteps(make(0.1), 3),
+    "inject": lambda make: injected(make, learning_rate=0.1),
+    "inject, scheduled": lambda make: injected(make, learning_rate=linear),
+    "named_chain": lambda make: named(make(linear)),
+    "apply_if_finite": lambda make: optax.apply_if_finite(make(linear), 2),
+    "nested": lambda make: optax.MultiSteps(
+        optax.apply_if_finite(named(injected(make, learning_rate=linear)), 2), 3
+    ),
+}
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+@pytest.mark.parametrize("form", [lambda s: s, plain], ids=["state", "plain"])
+def test_optax_inside_of_what_is_around_it(around, form, x64):
+    """Seven steps in Optax, the third with a NaN, carried over after the fourth."""
+    theirs, ours = around(optax.adamw), around(optwd.adamw)
+    params = {"w": jnp.arange(1.0, 4.0)}
+    gradients = [
+        {"w": jnp.asarray(g)} for g in np.random.default_rng(0).normal(size=(7, 3))
+    ]
+    if "apply_if_finite" in str(type(theirs.init(params))) + repr(theirs.init(params)):
+        gradients[2]["w"] = gradients[2]["w"].at[0].set(np.nan)
+    state, kept = theirs.init(params), params
+    for t, g in enumerate(gradients):
+        if t == 4:
+            if hasattr(state, "hyperparams") and "learning_rate" not in getattr(
+                state, "hyperparams_states", {}
+            ):
+                state.hyperparams["learning_rate"] = jnp.asarray(0.03)
+            carried, kept = compat.optax.state_from(form(state), params, ours), params
+        updates, state = theirs.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+    for g in gradients[4:]:
+        updates, carried = ours.update(g, carried, kept)
+        kept = optax.apply_updates(kept, updates)
+    assert not np.isnan(kept["w"]).any()
+    np.testing.assert_allclose(kept["w"], params["w"], rtol=0, atol=1e-12)
+
+
+def test_optax_out_of_and_into_what_is_around_it():
     params = {"w": jnp.ones(2)}
-    injected = optax.inject_hyperparams(optax.adamw)(0.1)
-    _, state = injected.update(params, injected.init(params), params)
+    theirs = injected(optax.adamw, learning_rate=0.1)
+    _, state = theirs.update(params, theirs.init(params), params)
     carried = compat.optax.state_from(state, params, optwd.adamw(0.1))
     np.testing.assert_allclose(optax.tree.get(carried, "mu")["w"], 0.1, rtol=1e-6)
     assert optax.tree.get(carried, "count") == 1
+    into = optax.MultiSteps(injected(optwd.adamw, learning_rate=linear), 2)
+    carried = compat.optax.state_from(state, params, into)
+    assert (carried.mini_step, carried.gradient_step) == (0, 1)
+    assert carried.inner_opt_state.count == 1
+    assert carried.inner_opt_state.hyperparams_states["learning_rate"].count == 1
+    np.testing.assert_array_equal(carried.acc_grads["w"], 0)
+
+
+def test_accumulated_gradients_are_not_lost():
+    params = {"w": jnp.ones(2)}
+    theirs = optax.MultiSteps(optax.adamw(0.1), 2)
+    _, state = theirs.update(params, theirs.init(params), params)
+    with pytest.raises(ValueError, match="accumulated the gradients of 1 steps, for which"):
+        compat.optax.state_from(state, params, optwd.adamw(0.1))
+    _, state = theirs.update(params, state, params)
+    carried = compat.optax.state_from(state, params, optwd.adamw(0.1))
+    assert optax.tree.get(carried, "count") == 1
+
+
+def test_a_checkpoint_of_orbax(tmp_path, x64):
+    """The two lines of the docstring."""
+    checkpoint = pytest.importorskip("orbax.checkpoint")
+    params = {"w": jnp.arange(3.0)}
+    theirs, ours = optax.adamw(linear), optwd.adamw(linear)
+    updates, state = theirs.update(params, theirs.init(params), params)
+    with checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        back = checkpointer.restore(tmp_path / "state", jax.eval_shape(theirs.init, params))
+    carried = compat.optax.state_from(back, params, ours)
+    params = optax.apply_updates(params, updates)
+    expected, _ = theirs.update(params, state, params)
+    got, _ = ours.update(params, carried, params)
+    np.testing.assert_allclose(got["w"], expected["w"], rtol=0, atol=1e-12)
 
 
 def test_optax_that_does_not_fit():

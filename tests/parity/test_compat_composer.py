@@ -21,7 +21,7 @@ CASES = [
     ("adamw", {"weight_decay": 0.01, "amsgrad": True, "betas": (0.9, 0.9)}),
     ("sgdw", {}),
     ("sgdw", {"weight_decay": 0.01, "momentum": 0.9}),
-    ("sgdw", {"weight_decay": 0.01, "decay": 0.9, "nesterov": True}),
+    ("sgdw", {"weight_decay": 0.01, "momentum": 0.9, "nesterov": True}),
     ("sgdw", {"weight_decay": 0.01, "momentum": 0.9, "dampening": 0.4}),
 ]
 

@@ -35,7 +35,7 @@ CASES = [
     ("sgd", {}),
     ("sgd", {"weight_decay": 0.3}),
     ("sgd", {"weight_decay": 0.3, "momentum": 0.9}),
-    ("sgd", {"weight_decay": 0.3, "decay": 0.9, "nesterov": True}),
+    ("sgd", {"weight_decay": 0.3, "momentum": 0.9, "nesterov": True}),
 ]
 
 
