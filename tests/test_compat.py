@@ -232,6 +232,7 @@ EVERY = {
     "composer.sgdw": compat.composer.decoupled_sgdw(0.1, 0.9, 0.1, 0.01),
     "timm.adamw": compat.timm.adamw(0.1, caution=True, corrected_weight_decay=True),
     "fastai.adam": compat.fastai.adam(0.1, decouple_wd=False),
+    "algoperf.nadamw": compat.algoperf.nadamw(0.1, weight_decay=0.1),
     "big_vision.make": compat.big_vision.make(0.1, 0.1, wd_mults=[("w", 0.5), (".*", 1)]),
 }
 
@@ -258,6 +259,8 @@ def test_odd_leaves_and_low_precision(optimizer, dtype):
 
 
 DEFAULTS = {  # of frameworks that are seldom installed beside JAX, or are none
+    compat.algoperf.nadamw: {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 0.0}
+    | {"weight_decay": 0.0, "weight_decay_mask": None},
     compat.paper.adamw: {"alpha": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
     compat.tf_addons.adamw: {"learning_rate": 1e-3, "beta_1": 0.9, "beta_2": 0.999}
     | {"epsilon": 1e-7, "amsgrad": False},

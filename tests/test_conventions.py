@@ -18,6 +18,7 @@ import pytest
 
 import optwd
 from optwd.compat import CONVENTIONS, convert_weight_decay, table
+from optwd.compat._recipes import RECIPES
 
 PEAK, STEPS = 0.1, 50
 LAM = 0.03
@@ -43,6 +44,26 @@ DECOUPLED = {
     "composer": lambda p, u, η, s, λ: p * (1 - s * λ) - u,
     "bitsandbytes": lambda p, u, η, s, λ: (p - u) * (1 - η * λ),
     "deepspeed": lambda p, u, η, s, λ: p - u - η * λ * p,
+    "optax.contrib.muon": lambda p, u, η, s, λ: p - u - η * λ * p,
+    "torch.Muon": lambda p, u, η, s, λ: p * (1 - η * λ) - u,
+    "moonlight.Muon": lambda p, u, η, s, λ: p * (1 - η * λ) - u,
+    "nanochat": lambda p, u, η, s, λ: p - u - η * λ * p * (u * p >= 0),
+    "modded-nanogpt": lambda p, u, η, s, λ: p - (u + η**2 * λ * p * (u * p > 0)),
+    "levanter": lambda p, u, η, s, λ: p - u - η * λ * p,
+    "praxis": lambda p, u, η, s, λ: p + (-u - η * λ * p),
+    "t5x.Adafactor": lambda p, u, η, s, λ: (1 - λ) * p - u,
+    "t5x.Adafactor(weight_decay_rate_lr_exponent=2)": lambda p, u, η, s, λ: (
+        (1 - λ * η**2) * p - u
+    ),
+    "easylm.palm": lambda p, u, η, s, λ: p - u - λ / 1e-4 * η**2 * p,
+    "emerging_optimizers": lambda p, u, η, s, λ: p - λ * η * p - u,
+    "emerging_optimizers(independent)": lambda p, u, η, s, λ: p - λ * p - u,
+    "emerging_optimizers(palm)": lambda p, u, η, s, λ: p - λ * η * η * p - u,
+    "optimi": lambda p, u, η, s, λ: p * (1 - η * λ) - u,
+    "optimi(decouple_lr)": lambda p, u, η, s, λ: p * (1 - η / PEAK * λ) - u,
+    "bitsandbytes.Lion": lambda p, u, η, s, λ: p * (1 - η * λ) - u,
+    "schedule_free": lambda p, u, η, s, λ: p - u - η * λ * p,  # of z, where y is z
+    "algoperf": lambda p, u, η, s, λ: p - u - η * λ * p,
     "nanodo": lambda p, u, η, s, λ: p - u - η * (λ / PEAK) * p,
     "optwd.adamw": lambda p, u, η, s, λ: p - u - η * λ * p,
     "optwd.adamw(scaled_by='schedule')": lambda p, u, η, s, λ: p - u - s * λ * p,
@@ -54,6 +75,10 @@ COUPLED = {
     "torch.SGD(momentum)": lambda p, g, λ: g + λ * p,
     "fastai(decouple_wd=False)": lambda p, g, λ: g + λ * p,
     "deepspeed(adam_w_mode=False)": lambda p, g, λ: g + λ * p,
+    "praxis(l2_regularizer_weight)": lambda p, g, λ: g + λ * p,
+    "emerging_optimizers(l2)": lambda p, g, λ: g + λ * p,
+    "optimi.Adam": lambda p, g, λ: g + λ * p,
+    "bitsandbytes.Lion(0.49)": lambda p, g, λ: g + λ * p,
     "loss": lambda p, g, λ: g + (λ * (p + 1e-6) ** 2 - λ * (p - 1e-6) ** 2) / 2e-6,
     "optwd.adam_l2": lambda p, g, λ: g + λ * p,
 }
@@ -61,6 +86,31 @@ SCHEDULES = {
     "constant": lambda t: PEAK,
     "cosine": lambda t: PEAK * 0.5 * (1 + np.cos(t / STEPS * np.pi)),
 }
+
+
+# What is not of the old weights as they are, and what is not of the first power of η.
+ELSEWHERE = {"tf1": "new", "bitsandbytes": "new", "schedule_free": "z"}
+ELSEWHERE |= dict.fromkeys(["nanochat", "modded-nanogpt"], "cautious")
+POWER = dict.fromkeys(
+    [
+        "tf_addons",
+        "tf1",
+        "optax.adafactor",
+        "t5x.Adafactor",
+        "emerging_optimizers(independent)",
+        "optwd.adamw(scaled_by='nothing')",
+    ],
+    0,
+) | dict.fromkeys(
+    [
+        "timm.AdamW(corrected_weight_decay)",
+        "modded-nanogpt",
+        "t5x.Adafactor(weight_decay_rate_lr_exponent=2)",
+        "easylm.palm",
+        "emerging_optimizers(palm)",
+    ],
+    2,
+)
 
 
 def path(name, lam, eta, momentum):
@@ -82,12 +132,9 @@ def allowed(source, target, schedule):
     if source in COUPLED and target in COUPLED:
         return True
     coupled = [n for n in (source, target) if n in COUPLED and n not in plain]
-    new = [n for n in (source, target) if n in ("tf1", "bitsandbytes")]
-    if coupled or len(new) == 1:
+    if coupled or ELSEWHERE.get(source) != ELSEWHERE.get(target):
         return False
-    groups = {"timm.AdamW(corrected_weight_decay)": 2, "tf_addons": 0, "tf1": 0}
-    groups |= {"optax.adafactor": 0, "optwd.adamw(scaled_by='nothing')": 0}
-    follows = {groups.get(n, 1) for n in (source, target)}
+    follows = {POWER.get(n, 1) for n in (source, target)}
     return schedule == "constant" or len(follows) == 1
 
 
@@ -105,14 +152,15 @@ def test_converted_numbers_walk_the_same_path(schedule):
             with pytest.raises(ValueError, match=re.escape(CONVENTIONS[source].here)):
                 convert_weight_decay(LAM, source=source, target=target, **arguments)
             continue
-        lam = convert_weight_decay(LAM, source=source, target=target, **arguments)
+        start = LAM * 1e-4 if source == "easylm.palm" else LAM  # else a step takes all
+        lam = convert_weight_decay(start, source=source, target=target, **arguments)
         momentum = 0.0 if "torch.SGD" in (source, target) else 0.9
-        expected = path(source, LAM, eta, momentum)
+        expected = path(source, start, eta, momentum)
         difference = np.abs(path(target, lam, eta, momentum) - expected).max()
         assert difference < (1e-8 if "loss" in (source, target) else 1e-12)
         assert np.abs(path(target, 1.1 * lam, eta, momentum) - expected).max() > 1e-4
         back = convert_weight_decay(lam, source=target, target=source, **arguments)
-        assert back == pytest.approx(LAM, rel=1e-15)
+        assert back == pytest.approx(start, rel=1e-15)
         converted += 1
     assert converted > 100
 
@@ -208,7 +256,7 @@ def test_table_has_a_row_for_every_framework():
 def test_the_table_in_the_readme_is_this_one():
     does = {}
     for c in CONVENTIONS.values():
-        if not c.name.startswith("optwd."):
+        if not c.name.startswith("optwd.") and c not in RECIPES:
             does.setdefault(c.decay, []).append(f"`{c.name}`")
     rows = [f"| {decay} | {', '.join(names)} |" for decay, names in does.items()]
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ Each module has the optimizers of one framework, under its argument names, with 
 and arithmetic. None of the frameworks is imported.
 """
 
+from optwd.compat import algoperf as algoperf
 from optwd.compat import big_vision as big_vision
 from optwd.compat import composer as composer
 from optwd.compat import fastai as fastai
@@ -13,8 +14,8 @@ from optwd.compat import paper as paper
 from optwd.compat import tf_addons as tf_addons
 from optwd.compat import timm as timm
 from optwd.compat import torch as torch
+from optwd.compat._convention import Convention as Convention
 from optwd.compat._conventions import CONVENTIONS as CONVENTIONS
-from optwd.compat._conventions import Convention as Convention
 from optwd.compat._convert import convert_weight_decay as convert_weight_decay
 from optwd.compat._convert import table as table
 from optwd.compat._moments import AmsgradRawState as AmsgradRawState

@@ -4,41 +4,8 @@ In the equations ηₜ is the learning rate of the step, η_max its peak, λ the
 the weights before the step, û the direction of the optimizer.
 """
 
-from typing import Literal, NamedTuple
-
-Scaling = Literal["learning rate", "schedule", "learning rate × schedule", "nothing"]
-ActsOn = Literal["gradient", "old θ", "new θ"]
-
-
-class Convention(NamedTuple):
-    """What one optimizer of one framework does with its ``weight_decay``.
-
-    Attributes:
-      name: what `convert_weight_decay` takes as ``source`` and ``target``.
-      decay: the equation.
-      scaled_by: what λ is multiplied by in a step.
-      acts_on: the gradient (coupled), or the weights before or after the step (decoupled).
-      epsilon: ``"outside"`` is m̂/(√v̂ + ε); ``"hat"`` is ε beside the raw root, not
-        bias-corrected; ``""`` where there is none or it is not known.
-      defaults: of that framework, in words.
-      here: the same in this package.
-      source: where the fact is from.
-      factor: what λ is multiplied by in any case; 2 for a loss with c·Σθ².
-      plain: coupled, but nothing remembers or rescales the gradient, so that it is the
-        same as decoupled.
-    """
-
-    name: str
-    decay: str
-    scaled_by: Scaling
-    acts_on: ActsOn
-    epsilon: str
-    defaults: str
-    here: str
-    source: str
-    factor: float = 1.0
-    plain: bool = False
-
+from optwd.compat._convention import Convention
+from optwd.compat._recipes import RECIPES
 
 CONVENTIONS: dict[str, Convention] = {
     row.name: row
@@ -295,5 +262,6 @@ CONVENTIONS: dict[str, Convention] = {
             "optwd.adam_l2, sgd_l2",
             "this package",
         ),
+        *RECIPES,
     )
 }

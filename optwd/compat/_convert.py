@@ -8,13 +8,15 @@ from typing import Any
 
 from optwd import _check
 from optwd._check import ScalarOrSchedule
-from optwd.compat._conventions import CONVENTIONS, Convention, Scaling
+from optwd.compat._convention import Convention, Scaling
+from optwd.compat._conventions import CONVENTIONS
 
 # The rate of a step is λ·ηₜᵃ·η_maxᵇ.
 _POWERS: dict[Scaling, tuple[int, int]] = {
     "learning rate": (1, 0),
     "schedule": (1, -1),
     "learning rate × schedule": (2, -1),
+    "learning rate²": (2, 0),
     "nothing": (0, 0),
 }
 
