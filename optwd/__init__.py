@@ -33,12 +33,12 @@ from optwd._optimizers import nadamw as nadamw
 from optwd._optimizers import sgd_l2 as sgd_l2
 from optwd._optimizers import sgdw as sgdw
 from optwd._optimizers import with_weight_decay as with_weight_decay
-from optwd._probe import Loop as Loop
 from optwd._precision import KeyState as KeyState
 from optwd._precision import ResidualState as ResidualState
 from optwd._precision import compensate_rounding as compensate_rounding
 from optwd._precision import in_float32 as in_float32
 from optwd._precision import round_stochastically as round_stochastically
+from optwd._probe import Loop as Loop
 from optwd._rotation import monitor_rotation as monitor_rotation
 from optwd._rule import DecayState as DecayState
 from optwd._serialization import register_for_export as register_for_export

@@ -226,7 +226,7 @@ class _Run:
     def penalties(
         self, one: Runner, zero: Runner, lam: float, seen: list[Seen], factors=(1, 2, -1, -2)
     ) -> list[float | None]:
-        """c of each leaf whose updates are those with ``c·λθ`` in the gradient."""
+        """C of each leaf whose updates are those with ``c·λθ`` in the gradient."""
         decays = [not _verdict.is_none(s) and self.tree.is_floating(i) for i, s in enumerate(seen)]
         found: list[float | None] = [None] * len(decays)
         if not any(decays):

@@ -168,12 +168,12 @@ def ratios(seen: Seen, plain: Seen, shape: Shape | None) -> list[float] | None:
 
 
 def power(of_two: list[float] | None) -> float | None:
-    """p where every ratio is 2ᵖ."""
+    """P where every ratio is 2ᵖ."""
     return None if of_two is None else _log2(of_two)
 
 
 def schedule_power(of_halving: list[float] | None) -> float | None:
-    """p where the k-th ratio is 2⁻ᵖᵏ, from k = 0 or from k = 1."""
+    """P where the k-th ratio is 2⁻ᵖᵏ, from k = 0 or from k = 1."""
     if of_halving is None or len(of_halving) < 2:  # of one, nothing follows
         return None
     found = _log2([a / b if b else 0.0 for a, b in zip(of_halving, of_halving[1:])])
