@@ -32,7 +32,6 @@ from optwd._optimizers import nadam as nadam
 from optwd._optimizers import nadamw as nadamw
 from optwd._optimizers import sgd_l2 as sgd_l2
 from optwd._optimizers import sgdw as sgdw
-from optwd._optimizers import with_weight_decay as with_weight_decay
 from optwd._precision import KeyState as KeyState
 from optwd._precision import ResidualState as ResidualState
 from optwd._precision import compensate_rounding as compensate_rounding
@@ -43,6 +42,7 @@ from optwd._rotation import monitor_rotation as monitor_rotation
 from optwd._rule import DecayState as DecayState
 from optwd._serialization import register_for_export as register_for_export
 from optwd._tabulate import tabulate as tabulate
+from optwd._with_weight_decay import with_weight_decay as with_weight_decay
 from optwd.decay import AnchorState as AnchorState
 
 __version__ = "0.1.0"

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from optwd import decay, masks
 from optwd._check import ScalarOrSchedule
-from optwd._optimizers import with_weight_decay
+from optwd._with_weight_decay import with_weight_decay
 from optwd._precision import in_float32
 from optwd.compat import _parts
 from optwd.compat._moments import scale_by_adam_eps_hat, scale_by_amsgrad_raw_eps_hat
