@@ -38,6 +38,7 @@ def transformation(
 ) -> optax.GradientTransformationExtraArgs:
     """`u ← equation(u, θ, *state, ρ)` on every leaf, ρ the rate times its multiplier."""
     checked = _check.rate(rate_name, rate)
+    masks.check(mask)
 
     def rho(state: Any) -> Any:
         return _check.at_step(rate_name, checked, state.step)
@@ -45,4 +46,11 @@ def transformation(
     def factors(params: Any) -> Any:
         return masks.resolve(mask, params)
 
-    return _leafwise.transformation(name, equation, state_type, fields or {}, rho, factors)
+    made = _leafwise.transformation(name, equation, state_type, fields or {}, rho, factors)
+
+    def init(params: Any) -> Any:
+        state = made.init(params)
+        masks.warn_if_idle(name, mask, params)
+        return state
+
+    return optax.GradientTransformationExtraArgs(init, made.update)
