@@ -73,12 +73,15 @@ def is_box(node: Any) -> bool:
 
 
 def unboxed(tree: PyTree) -> PyTree:
-    """The tree without the wrappers around its arrays."""
+    """The tree without the wrappers around its arrays, or around what stands for them."""
+
+    def wraps(x: Any) -> bool:
+        return _wraps(x, _children(x))
 
     def bare(x: Any) -> Any:
-        return unboxed(_children(x)[0][1]) if is_box(x) else x
+        return unboxed(_children(x)[0][1]) if wraps(x) else x
 
-    return jax.tree.map(bare, tree, is_leaf=lambda x: x is None or is_box(x))
+    return jax.tree.map(bare, tree, is_leaf=lambda x: x is None or wraps(x))
 
 
 def align(what: str, tree: PyTree, updates: PyTree, treedef: Any) -> list[Any]:

@@ -397,6 +397,7 @@ def test_a_wrapper_around_one_array_adds_nothing_to_its_path():
     assert chosen(path("**/weight"), wrapped) == ["h/weight"]
     absent = {"w": Wrapper(optax.MaskedNode()), "v": Wrapper(None)}
     assert [leaf.path for leaf in _paths.leaves(absent)] == ["v", "w"]
+    assert _paths.unboxed(absent) == {"w": optax.MaskedNode(), "v": None}
     two = {"w": Wrapper(1.0, 2.0), "list": [1.0], "in": Wrapper({"a": 1.0})}
     assert _paths.paths(two) == ["in/0/a", "list/0", "w/0", "w/1"]
 

@@ -521,9 +521,10 @@ def test_the_weight_of_a_class_goes_by_its_last_word(name, expected):
 
 RAW = {
     True: """wi wi_0 wi_1 wo wi_0_weight wi_weight wo_weight gate_weight gating_einsum
-    linear mm_input_projection/w w W w1 W_q w_out kernel_q g_kernel kernel_in proj in_proj_weight
-    weight_ih_l0_reverse kernel_lora_a kernel_lora_b w_lora_a w_lora_b lora_a lora_b lora/b
-    gating_einsum_lora_a gating_einsum_lora_b linear_lora_a linear_lora_b lora_A/weight""",
+    linear mm_input_projection/w w W w1 W_q w_out kernel_q g_kernel kernel_in proj
+    in_proj_weight weight_ih_l0_reverse kernel_lora_a kernel_lora_b w_lora_a w_lora_b lora_a
+    lora_b lora/b gating_einsum_lora_a gating_einsum_lora_b linear_lora_a linear_lora_b
+    lora_A/weight""",
     False: """wi_0_bias wo_bias gate_bias u_bias bias_ih_l0 b b_q probe cls mask_token
     tape_tokens pos_embedding rel_pos_h rel_pos_w position_bias embedding_table level_embed
     positional_embedding_vlm embed_tokens_per_layer pos_emb_param per_expert_scale scale_2
