@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.tree_util import FlattenedIndexKey
 
 from optwd import _dtypes
 
@@ -51,36 +52,42 @@ def paths(tree: PyTree) -> list[str]:
 
 def path_of(keys: Iterable[Any]) -> str:
     """`params/Dense_0/kernel` from JAX's key path; the root is `<root>`."""
-    names = (
-        next(getattr(k, a) for a in ("key", "name", "idx") if hasattr(k, a)) for k in keys
-    )
+    return "/".join(map(_segment, keys)) or "<root>"
+
+
+def _segment(key: Any) -> str:
+    names = (getattr(key, a) for a in ("key", "name", "idx") if hasattr(key, a))
+    name = next(names, key)
     # a key that is itself a path, as in nnx.WeightNorm, is more than one segment
-    texts = ("/".join(map(str, n)) if isinstance(n, tuple) else str(n) for n in names)
-    return "/".join(texts) or "<root>"
+    return "/".join(map(str, name)) if isinstance(name, tuple) else str(name)
 
 
 def is_box(node: Any) -> bool:
-    """Whether `node` is a box of Flax (``nnx.Variable``, linen's ``Partitioned``).
+    """Whether `node` is a wrapper around one array, which is there.
 
-    A box adds no segment to a path: the same parameters come with and without it, from
-    the same optimizer.
+    Such are the boxes of Flax (``nnx.Variable``, linen's ``Partitioned``), and any node
+    that holds one array without a key (haliax's ``NamedArray``). A wrapper adds no segment
+    to a path: the same parameters come with and without it, from the same optimizer.
     """
-    return hasattr(type(node), "add_axis")
+    return _wraps(node, _children(node)) and bool(jax.tree.leaves(node))
 
 
 def unboxed(tree: PyTree) -> PyTree:
-    """The tree without the boxes of Flax."""
-    return jax.tree.map(
-        lambda x: unboxed(jax.tree.leaves(x, is_leaf=_is_none)[0]) if is_box(x) else x,
-        tree,
-        is_leaf=lambda x: x is None or is_box(x),
-    )
+    """The tree without the wrappers around its arrays, or around what stands for them."""
+
+    def wraps(x: Any) -> bool:
+        return _wraps(x, _children(x))
+
+    def bare(x: Any) -> Any:
+        return unboxed(_children(x)[0][1]) if wraps(x) else x
+
+    return jax.tree.map(bare, tree, is_leaf=lambda x: x is None or wraps(x))
 
 
 def align(what: str, tree: PyTree, updates: PyTree, treedef: Any) -> list[Any]:
     """The subtrees of `tree` at the leaves of `updates`, whose structure is `treedef`.
 
-    The boxes of Flax may be around the leaves of one tree and not of the other.
+    Wrappers may be around the arrays of one tree and not of the other.
     """
     try:
         return treedef.flatten_up_to(tree)
@@ -122,16 +129,34 @@ def walk(
     node: Any, keys: tuple[Any, ...] = (), holder: type = object
 ) -> Iterator[tuple[str, Any, type]]:
     """The path, node and holder of every leaf and of every node without children."""
-    children = (
-        []
-        if _is_leaf(node)
-        else jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]
-    )
+    children = _children(node)
     if not children:
         yield path_of(keys), node, holder
-    for key, child in children:
-        inner = (keys, holder) if is_box(node) else (keys + key, type(node))
-        yield from walk(child, *inner)
+    elif _wraps(node, children):
+        yield from walk(children[0][1], keys, holder)
+    else:
+        for key, child in children:
+            yield from walk(child, keys + key, type(node))
+
+
+Children = list[tuple[tuple[Any, ...], Any]]  # with their keys
+
+
+def _children(node: Any) -> Children:
+    if _is_leaf(node):
+        return []
+    return jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]
+
+
+def _wraps(node: Any, children: Children) -> bool:
+    """Whether `node` is only a wrapper around its one child; see `is_box`."""
+    if len(children) != 1 or isinstance(node, (dict, list, tuple)):
+        return False
+    if hasattr(type(node), "add_axis"):  # Flax's own mark of a box
+        return True
+    [((key, *_), child)] = children
+    inner = _children(child)
+    return isinstance(key, FlattenedIndexKey) and (not inner or _wraps(child, inner))
 
 
 def _is_leaf(x: Any) -> bool:

@@ -42,6 +42,7 @@ def transformation(
     The domain of the rate is that of `_check.number`.
     """
     checked = _check.rate(rate_name, rate, **domain)
+    masks.check(mask)
 
     def rho(state: Any) -> Any:
         return _check.at_step(rate_name, checked, state.step, **domain)
@@ -53,6 +54,8 @@ def transformation(
 
     def init(params: Any) -> Any:
         _check.first(rate_name, checked, **domain)
-        return inner.init(params)
+        state = inner.init(params)
+        masks.warn_if_idle(name, mask, params)
+        return state
 
     return optax.GradientTransformationExtraArgs(init, inner.update)

@@ -4,7 +4,10 @@
   and as a stack, where every leaf has an axis more and the decisions stay the same.
 - On what has tricked other rules: embeddings and tokens, tied weights, WeightNorm, LoRA in
   a partition, norms over two axes, biases with three.
-- What it cannot know is an error that names the leaf, unless another mask decides it.
+- On the names of matrices that large codebases keep without a module, and on compound
+  names of classes and parameters, of which only the last word counts.
+- What it cannot know is one error that lists every such leaf and the patterns that settle
+  them, unless another mask decides.
 - It costs little of a trace, and works on what a sub-optimizer sees.
 
 The table lists the decayed leaves, then the others, each list by full path.
@@ -457,26 +460,119 @@ def test_weights_without_classes_go_by_bias_and_module_name():
         "tok_embeddings": {"weight": shape(4, 4)},
         "rnn": {"weight_hh_l0": shape(4, 4)},
         "mixer": {"weight": shape(3, 4)},
-        "proj_norm": {"weight": shape(3, 4)},  # speaks for both sides
+        "proj_norm": {"weight": shape(3, 4)},
+        "post_attention_layernorm": {"weight": shape(3, 4)},
+        "token_mixer": {"weight": shape(3, 4)},
+        "c_q": {"weight": shape(3, 4)},
+        "proj_out": {"weight": shape(3, 4)},
+        "w1": {"weight": shape(3, 4)},
         "A_log": shape(3, 4),
     }
     assert decisions(params) == (
         [
             "anything/weight",
+            "c_q/weight",
             "layers/0/attention/in_proj_weight",
             "out_proj/weight",
+            "proj_out/weight",
             "rnn/weight_hh_l0",
+            "w1/weight",
         ],
         [
             "anything/bias",
             "layers/0/attention/in_proj_bias",
             "norm1/weight",
+            "post_attention_layernorm/weight",
+            "proj_norm/weight",
             "tok_embeddings/weight",
             "whatever/bias",
             "whatever/weight",
         ],
-        ["A_log", "mixer/weight", "proj_norm/weight"],
+        ["A_log", "mixer/weight", "token_mixer/weight"],
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # the last word says what it is
+        *((name, None) for name in ("TokenMixer", "ScaleNet", "ClsFuse", "PosFFN")),
+        *((name, None) for name in ("NormFreeBlock", "EmbeddingRouter", "Bnet", "Model")),
+        *(
+            (name, True)
+            for name in ("TokenLinear", "NormAttention", "MoELinear", "QKVProj")
+        ),
+        *((name, True) for name in ("Conv2d", "ConvTranspose1d", "LayerNormMLP", "LMHead")),
+        *(
+            (name, False)
+            for name in ("AttentionNorm", "RmsNorm", "BatchNorm2d", "LayerScale")
+        ),
+        *((name, False) for name in ("TokenEmbedding", "LinearNorm", "LayerNormalization")),
+    ],
+)
+def test_the_weight_of_a_class_goes_by_its_last_word(name, expected):
+    eqx = pytest.importorskip("equinox")
+    holder = type(name, (eqx.Module,), {"__annotations__": {"weight": jax.Array}})
+    own = type(f"{name}Mixture", (holder,), {})  # says nothing itself, its base may
+    for kind in (holder, own):
+        [(_, factor, _)] = masks.explain(standard(), {"x": kind(jnp.ones((3, 4)))})
+        assert factor == expected
+
+
+RAW = {
+    True: """wi wi_0 wi_1 wo wi_0_weight wi_weight wo_weight gate_weight gating_einsum
+    linear mm_input_projection/w w W w1 W_q w_out kernel_q g_kernel kernel_in proj
+    in_proj_weight weight_ih_l0_reverse kernel_lora_a kernel_lora_b w_lora_a w_lora_b lora_a
+    lora_b lora/b gating_einsum_lora_a gating_einsum_lora_b linear_lora_a linear_lora_b
+    lora_A/weight""",
+    False: """wi_0_bias wo_bias gate_bias u_bias bias_ih_l0 b b_q probe cls mask_token
+    tape_tokens pos_embedding rel_pos_h rel_pos_w position_bias embedding_table level_embed
+    positional_embedding_vlm embed_tokens_per_layer pos_emb_param per_expert_scale scale_2
+    gamma_1 q_norm res_beta moving_mean moving_variance weight_g lora_scale lora/bias
+    kernel_scale norm_weight lora_embedding_A lora_embedding_B""",
+    None: """A_log B C D res_alpha hc_fn sinks layer_scalar gate mixer toeplitz_params
+    per_dim_scale/param weight_mixer token_fuse w_b exploration""",
+}
+
+
+@pytest.mark.parametrize("expected", RAW)
+def test_raw_parameters_go_by_their_last_word(expected):
+    for name in RAW[expected].split():
+        params = {"feed_forward": {}}
+        node = params["feed_forward"]
+        *modules, leaf = name.split("/")
+        for module in modules:
+            node = node.setdefault(module, {})
+        node[leaf] = jnp.ones((2, 3, 4))
+        [(_, factor, _)] = masks.explain(standard(), params)
+        assert factor == expected, name
+
+
+class Wrapper:
+    """An array without a key, as haliax's `NamedArray`."""
+
+    def __init__(self, array):
+        self.array = array
+
+
+jax.tree_util.register_pytree_node(
+    Wrapper, lambda w: ((w.array,), None), lambda _, x: Wrapper(*x)
+)
+
+
+def test_a_wrapper_does_not_hide_the_class_of_its_holder():
+    eqx = pytest.importorskip("equinox")
+
+    class Linear(eqx.Module):
+        weight: Wrapper
+        bias: Wrapper
+
+    class RmsNorm(eqx.Module):
+        weight: Wrapper
+
+    square, row = Wrapper(jnp.ones((3, 4))), Wrapper(jnp.ones((3, 4)))
+    params = {"a": Linear(square, row), "b": RmsNorm(row), "c": {"kernel": square}}
+    assert decisions(params) == (["a/weight", "c/kernel"], ["a/bias", "b/weight"], [])
 
 
 def test_weight_norm_scales():
@@ -550,6 +646,50 @@ def test_what_it_cannot_know_is_an_error_unless_another_mask_decides():
     assert (path("A_log") | standard()).tree(params) == decays
     for mask in (standard() & ~path("A_log"), ~path("A_log") & standard()):
         assert mask.tree(params) == {**decays, "A_log": False}
+
+
+def undecided(params):
+    with pytest.raises(MaskError) as error:
+        masks.resolve(standard(), params)
+    said = str(error.value)
+    leaves, fix = said.removesuffix(" does not.").split(". Say it: ")
+    decayed, spared = fix.split(" decays them, ")
+    assert decayed.replace("| path", "& ~path") == spared
+    globs = decayed.removeprefix("standard() | path(").removesuffix(")").split(", ")
+    mask = standard() | path(*(glob.strip("'") for glob in globs))
+    before = [row[1] for row in masks.explain(standard(), params)]
+    after = jax.tree.leaves(masks.resolve(mask, params))
+    assert [1.0 if k is None else k for k in before] == after  # and nothing else is touched
+    return leaves.split(": ")[1], [glob.strip("'") for glob in globs]
+
+
+def test_one_error_lists_every_undecided_leaf_and_one_pattern_settles_them():
+    square, long = jnp.ones((2, 2)), jnp.ones((3, 2))
+    layers = {f"layers_{i}": {"hc": {"fn_0": square, "fn_1": square}} for i in range(24)}
+    assert undecided(layers) == ("48 × layers_*/hc/fn_* (2, 2)", ["**/fn_*"])
+    seven = {f"{name}_log": square for name in "ABCDEFG"}
+    assert undecided(seven) == (
+        ", ".join(f"{name}_log (2, 2)" for name in "ABCDEFG"),
+        [f"**/{name}_log" for name in "ABCDEFG"],
+    )
+    assert undecided({"a": {"A_log": square}}) == ("a/A_log (2, 2)", ["a/A_log"])
+    mixers = {f"block_{i}": {"mixer": {"weight": square}} for i in range(3)}
+    norms = {f"norm_{i}": {"weight": square} for i in range(3)}
+    assert undecided({**mixers, **norms, "B": long}) == (
+        "B (3, 2), 3 × block_*/mixer/weight (2, 2)",
+        ["**/B", "**/mixer/weight"],
+    )
+    twins = {"a": {"x_0": square, "x_0_bias": square}, "b": {"x_1": long}}
+    assert undecided(twins) == ("a/x_0 (2, 2), b/x_1 (3, 2)", ["**/x_0", "**/x_1"])
+
+
+def test_the_patterns_of_the_error_are_ten_at_most():
+    names = [f"{a}{b}x" for a in "abcdef" for b in "abcdef"]
+    with pytest.raises(MaskError) as error:
+        masks.resolve(standard(), {name: jnp.ones((2, 2)) for name in names})
+    said = str(error.value)
+    assert all(f"{name} (2, 2)" in said for name in names)
+    assert said.count("'**/") == 20
 
 
 # --- cost ----------------------------------------------------------------------------
