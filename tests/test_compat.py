@@ -3,6 +3,8 @@
 - the paper's AdamW and SGDW, big_vision's recipe and the decay after the update equal the
   equations of their sources over 60 steps, in float64 to 1e-12;
 - every dialect with a converted number walks the path of every other one;
+- big_vision's patterns: frozen leaves, schedules and multipliers of their own;
+- every argument of the moments reaches its place; timm's caution and its limits;
 - masks, odd leaves and low precision; nothing of the frameworks is imported.
 """
 
@@ -111,6 +113,67 @@ def test_big_vision_clips_by_the_norm_of_all(x64):
 def test_big_vision_says_when_a_pattern_matches_nothing():
     with pytest.raises(masks.MaskError, match="kernel"):
         compat.big_vision.make(0.1, 0.1).init({"dense": {"w": jnp.ones(1)}})
+
+
+def test_big_vision_by_pattern(x64):
+    """Frozen leaves, two schedules, and multipliers of the rate, over 60 steps."""
+    s, falling = MULTIPLIER, np.linspace(1, 0.1, recipe.STEPS)
+    rate = {"kernel": 1.0, "conv": 0.1, "bias": 3.0}
+    decay = {"kernel": 1.0, "conv": 0.5, "bias": 0.0}
+    optimizer = compat.big_vision.make(
+        LR,
+        WD,
+        schedule=[
+            ("scale", None),
+            ("k.*", recipe.schedule(s)),
+            (".*", recipe.schedule(falling)),
+        ],
+        lr_mults=[("conv", 0.1), ("bias|conv", 3.0)],
+        wd_mults=[("kernel", 1.0), ("conv", 0.5)],
+        grad_clip_norm=1.0,
+    )
+
+    def clipped(g, t):
+        norm = np.sqrt(sum((g[k][t] ** 2).sum() for k in rate))
+        return {k: g[k][t] / max(1.0, norm) for k in rate}
+
+    params, path = dict(recipe.START), []
+    seen, given = {k: [] for k in params}, {k: [] for k in rate}
+    for t in range(recipe.STEPS):
+        for k, p in params.items():
+            seen[k].append(recipe.gradient(k, p, t))
+        for k, g in clipped(seen, t).items():
+            given[k].append(g)
+        for k, multiplier in rate.items():
+            step = LR * multiplier * reference.adam(given[k])[-1]
+            whole = step + WD * decay[k] * params[k]
+            params = params | {k: params[k] - (s if k == "kernel" else falling)[t] * whole}
+        path.append(params)
+    recipe.assert_equal(recipe.ours(optimizer), path)
+    state = optimizer.init({k: jnp.asarray(v) for k, v in recipe.START.items()})
+    assert isinstance(optax.tree.get(state, "mu")["scale"], optax.MaskedNode)
+
+
+def test_big_vision_without_decay_wants_neither_parameters_nor_a_kernel():
+    optimizer, g = compat.big_vision.make(0.1, wd=0), {"w": jnp.array([3.0])}
+    updates, _ = optimizer.update(g, optimizer.init(g))
+    np.testing.assert_allclose(updates["w"], [-0.1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"schedule": [("a", 1.0)]}, "^b: no pattern of schedule matches"),
+        ({"schedule": [("a", 1.0), ("c", None)]}, "'c' matches no leaf"),
+        ({"lr_mults": [("a", 0.0)]}, "lr_mults must be > 0, got 0"),
+        ({"lr_mults": [("c", 0.5)]}, "'c' matches no leaf"),
+        ({"wd": -0.1}, "wd must be in"),
+    ],
+    ids=str,
+)
+def test_big_vision_errors(options, says):
+    with pytest.raises(ValueError, match=says):
+        compat.big_vision.make(0.1, **options).init({"a": jnp.ones(1), "b": jnp.ones(1)})
 
 
 def test_decay_after_the_update(x64):
@@ -285,6 +348,74 @@ def test_timm_holds_still_where_the_gradient_is_0():
 
     assert np.all(second())
     np.testing.assert_allclose(second(caution=True), second() * np.array([0.0, 2.0]))
+
+
+def test_timm_divides_by_a_share_of_at_least_a_thousandth():
+    optimizer, p = compat.timm.adamw(0.1, weight_decay=0.0, caution=True), jnp.ones(4096)
+    plain = compat.timm.adamw(0.1, weight_decay=0.0)
+    g = jnp.zeros(4096).at[0].set(1.0)
+    ours, theirs = (o.update(g, o.init(p), p)[0][0] for o in (optimizer, plain))
+    np.testing.assert_allclose(ours, 1000 * theirs, rtol=1e-6)
+
+
+def test_timm_refuses_the_share_of_a_shard():
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("i",))
+    spec = jax.sharding.PartitionSpec("i")
+    for caution in (False, True):
+        optimizer = compat.timm.adamw(0.1, caution=caution)
+        step = jax.shard_map(
+            lambda g, optimizer=optimizer: optimizer.update(g, optimizer.init(g), g)[0],
+            mesh=mesh,
+            in_specs=spec,
+            out_specs=spec,
+        )
+        if caution:
+            with pytest.raises(ValueError, match=r"timm\.adamw with caution=True measures"):
+                step(jnp.ones(2))
+        else:
+            np.testing.assert_allclose(step(jnp.ones(2)), -0.101, rtol=1e-5)
+
+
+MOMENTS = {
+    "scale_by_adam_eps_hat": ({}, ["b1", "b2", "eps", "mu_dtype", "nu_dtype"]),
+    "scale_by_amsgrad_raw": ({}, ["b1", "b2", "eps", "mu_dtype", "nu_dtype"]),
+    "scale_by_amsgrad_raw_eps_hat": ({}, ["b1", "b2", "eps", "mu_dtype", "nu_dtype"]),
+    "scale_by_radam_eps_hat": ({"b2": 0.8}, ["b1", "b2", "eps", "mu_dtype", "nu_dtype"]),
+    "scale_by_nadam": ({}, ["b1", "b2", "eps", "momentum_decay", "mu_dtype", "nu_dtype"]),
+}
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_dtypes_and_arguments_of_moments(name):
+    """Each argument reaches its place: the states' dtypes, and directions that differ."""
+    make, (options, arguments) = getattr(compat, name), MOMENTS[name]
+    state = make(mu_dtype=jnp.bfloat16).init(jnp.ones(2))
+    assert (state.mu.dtype, state.nu.dtype) == (jnp.bfloat16, jnp.float32)
+    state = make(nu_dtype=jnp.bfloat16).init(jnp.ones(2))
+    assert (state.mu.dtype, state.nu.dtype) == (jnp.float32, jnp.bfloat16)
+    if hasattr(state, "nu_max_raw"):
+        assert state.nu_max_raw.dtype == jnp.bfloat16
+
+    def last(**changed):
+        moments = make(**(options | changed))
+        state = moments.init(jnp.ones(2))
+        for g in np.random.default_rng(0).normal(size=(12, 2)):
+            u, state = moments.update(jnp.asarray(g, jnp.float32), state)
+        return u
+
+    values = {"b1": 0.5, "b2": 0.7, "eps": 0.1, "momentum_decay": 0.5}
+    values |= {"mu_dtype": jnp.bfloat16, "nu_dtype": jnp.bfloat16}
+    seen = [last(), *(last(**{argument: values[argument]}) for argument in arguments)]
+    for i, a in enumerate(seen):
+        assert all(np.abs(a - b).max() > 1e-5 for b in seen[:i])
+    given = inspect.signature(make).parameters
+    assert set(given) == set(arguments)
+
+
+def test_public_names_only():
+    for module in (compat, compat.torch, compat.keras, compat.optax, compat.big_vision):
+        assert dir(module) == sorted(module.__all__)
+        assert all(hasattr(module, name) for name in module.__all__)
 
 
 def test_a_schedule_needs_its_reference():

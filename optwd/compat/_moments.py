@@ -35,14 +35,14 @@ class AmsgradRawState(NamedTuple):
     """Adam's moments, and the largest second one as it is, without bias correction.
 
     Attributes:
-      count: updates so far; int32 of shape ().
+      step: updates so far; int32 of shape ().
       mu: first moments; a tree like the parameters.
       nu: second moments; a tree like the parameters.
       nu_max_raw: the largest second moments; a tree like the parameters. It is not called
         ``nu_max``, which is the largest corrected one in `optax.ScaleByAmsgradState`.
     """
 
-    count: jax.Array
+    step: jax.Array
     mu: Any
     nu: Any
     nu_max_raw: Any
