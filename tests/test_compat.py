@@ -280,6 +280,157 @@ def test_converted_numbers_walk_the_same_path(scheduled, x64):
     assert compared == (len(makers) - 3 if scheduled else len(makers))
 
 
+def spelled_twice():
+    """Optimizers with all their arguments, none of them a default, in two spellings."""
+    eta, unit = recipe.schedule(recipe.WARM), recipe.schedule(MULTIPLIER)
+    torch, keras, tfa = compat.torch, compat.keras, compat.tf_addons
+    betas, relative = {"betas": (0.8, 0.9), "eps": 1e-3}, 0.03 / LR
+    first, three = {"initial_lr": LR}, (0.8, 0.9, 1e-3)
+    of_schedule = optwd.rates.by_schedule(0.3, eta, LR)
+
+    def decayed(optimizer, rate=0.01):
+        return optwd.with_weight_decay(optimizer, optwd.decay.linear(rate))
+
+    scheduled = optwd.rates.by_schedule(0.03, eta, LR)
+    sgds = [torch.sgd(eta, 0.8, 0.3), torch.sgd(eta, 0.8, nesterov=True)]
+    return {
+        "timm.adamw": (
+            compat.timm.adamw(eta, (0.8, 0.9), 1e-3, 0.3, True, maximize=True),
+            torch.adamw(eta, (0.8, 0.9), 1e-3, 0.3, True, maximize=True),
+        ),
+        "timm.adamw, corrected": (
+            compat.timm.adamw(
+                eta, **betas, weight_decay=0.3, corrected_weight_decay=True, max_lr=LR
+            ),
+            torch.adamw(eta, **betas, weight_decay=of_schedule),
+        ),
+        "fastai.adam": (
+            compat.fastai.adam(eta, *three, 0.3),
+            torch.adamw(eta, **betas, weight_decay=0.3),
+        ),
+        "fastai.adam, coupled": (
+            compat.fastai.adam(eta, *three, 0.3, False),
+            torch.adam(eta, **betas, weight_decay=0.3),
+        ),
+        "fastai.sgd": (
+            compat.fastai.sgd(eta, 0.8, 0.3),
+            optwd.sgdw(eta, 0.8, weight_decay=0.3),
+        ),
+        "fastai.sgd, coupled": (
+            compat.fastai.sgd(eta, 0.8, 0.3, False),
+            torch.sgd(eta, 0.8, weight_decay=0.3),
+        ),
+        "composer.adamw": (
+            compat.composer.decoupled_adamw(
+                eta, (0.8, 0.9), 1e-3, 0.03, True, initial_lr=LR
+            ),
+            torch.adamw(eta, **betas, weight_decay=relative, amsgrad=True),
+        ),
+        "composer.sgdw": (
+            compat.composer.decoupled_sgdw(eta, 0.8, 0.3, 0.03, **first),
+            decayed(sgds[0], scheduled),
+        ),
+        "composer.sgdw, nesterov": (
+            compat.composer.decoupled_sgdw(eta, 0.8, 0.0, 0.03, True, **first),
+            decayed(sgds[1], scheduled),
+        ),
+        "tf_addons.adamw": (
+            tfa.adamw(0.01, eta, *three),
+            decayed(keras.adam(eta, *three)),
+        ),
+        "tf_addons.adamw, amsgrad": (
+            tfa.adamw(0.01, eta, *three, True),
+            decayed(keras.adam(eta, *three, True)),
+        ),
+        "tf_addons.sgdw": (tfa.sgdw(0.01, eta, 0.8), decayed(keras.sgd(eta, 0.8))),
+        "tf_addons.sgdw, nesterov": (
+            tfa.sgdw(0.01, eta, 0.8, True),
+            decayed(keras.sgd(eta, 0.8, True)),
+        ),
+        "paper.adamw": (
+            compat.paper.adamw(LR, *three, weight_decay=0.03, schedule_multiplier=unit),
+            torch.adamw(eta, **betas, weight_decay=relative),
+        ),
+        "paper.sgdw": (
+            compat.paper.sgdw(LR, 0.8, weight_decay=0.03, schedule_multiplier=unit),
+            keras.sgd(eta, 0.8, weight_decay=relative),
+        ),
+        "keras.adamw": (
+            keras.adamw(eta, 0.3, *three, True),
+            keras.adam(eta, *three, True, 0.3),
+        ),
+        "torch.adam, decoupled": (
+            torch.adam(eta, **betas, weight_decay=0.3, decoupled_weight_decay=True),
+            torch.adamw(eta, **betas, weight_decay=0.3),
+        ),
+    }
+
+
+def test_every_argument_reaches_its_place(x64):
+    """What no framework here confirms equals what torch and Keras confirm."""
+    pairs = spelled_twice()
+    optimizers = {(k, i): pair[i] for k, pair in pairs.items() for i in (0, 1)}
+    start = {k: jnp.asarray(v) for k, v in recipe.START.items()}
+    states = {k: optimizer.init(start) for k, optimizer in optimizers.items()}
+    params = dict.fromkeys(optimizers, start)
+
+    @jax.jit
+    def step(params, states, gradients):
+        for k, optimizer in optimizers.items():
+            updates, states[k] = optimizer.update(gradients, states[k], params[k])
+            params[k] = optax.apply_updates(params[k], updates)
+        return params, states
+
+    for t in range(8):
+        gradients = {k: jnp.asarray(noise[t]) for k, noise in recipe.NOISE.items()}
+        params, states = step(params, states, gradients)
+    flat = {k: np.concatenate([v.ravel() for v in p.values()]) for k, p in params.items()}
+    for name in pairs:
+        np.testing.assert_allclose(
+            flat[name, 0], flat[name, 1], rtol=0, atol=1e-14, err_msg=name
+        )
+    firsts = [flat[name, 0] for name in pairs if name not in ("paper.adamw", "keras.adamw")]
+    same = [
+        (i, j)
+        for i, a in enumerate(firsts)
+        for j, b in enumerate(firsts[:i])
+        if np.abs(a - b).max() < 1e-6
+    ]
+    assert len(same) <= 1  # fastai.adam is torch.adam, decoupled
+
+
+MASKED = {
+    "torch.adam": (compat.torch.adam, {"weight_decay": 0.1}),
+    "torch.adamw": (compat.torch.adamw, {}),
+    "torch.sgd": (compat.torch.sgd, {"weight_decay": 0.1}),
+    "torch.nadam": (compat.torch.nadam, {"weight_decay": 0.1}),
+    "torch.radam": (compat.torch.radam, {"weight_decay": 0.1}),
+    "keras.adam": (compat.keras.adam, {"weight_decay": 0.1}),
+    "keras.adamw": (compat.keras.adamw, {}),
+    "keras.sgd": (compat.keras.sgd, {"weight_decay": 0.1}),
+    "timm.adamw": (compat.timm.adamw, {}),
+    "composer.adamw": (compat.composer.decoupled_adamw, {}),
+    "composer.sgdw": (
+        compat.composer.decoupled_sgdw,
+        {"lr": 0.1, "weight_decay": 0.1},
+    ),
+    "fastai.adam": (compat.fastai.adam, {"lr": 0.1}),
+    "fastai.sgd": (compat.fastai.sgd, {"lr": 0.1, "wd": 0.1}),
+    "paper.adamw": (compat.paper.adamw, {"weight_decay": 0.1}),
+    "paper.sgdw": (compat.paper.sgdw, {"alpha": 0.1, "weight_decay": 0.1}),
+}
+
+
+@pytest.mark.parametrize(("make", "options"), MASKED.values(), ids=MASKED)
+def test_masks_reach_the_decay(make, options):
+    params = {"kernel": jnp.ones(1), "bias": jnp.ones(1)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    optimizer = make(**options, mask={"kernel": True, "bias": False})
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    assert updates["kernel"][0] < 0
+    assert updates["bias"][0] == 0
+
+
 # --- odd leaves ----------------------------------------------------------------------
 
 EVERY = {
@@ -330,7 +481,16 @@ DEFAULTS = {  # of frameworks that are seldom installed beside JAX, or are none
     compat.tf_addons.sgdw: {"learning_rate": 1e-3, "momentum": 0.0, "nesterov": False},
     compat.composer.decoupled_adamw: {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8}
     | {"weight_decay": 1e-5, "amsgrad": False},
-    compat.big_vision.make: {"wd": 0.0, "grad_clip_norm": None},
+    compat.composer.decoupled_sgdw: {"momentum": 0.0, "dampening": 0.0}
+    | {"weight_decay": 0.0, "nesterov": False},
+    compat.timm.adamw: {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
+    | {"weight_decay": 1e-2, "amsgrad": False, "caution": False, "maximize": False}
+    | {"corrected_weight_decay": False, "max_lr": None},
+    compat.fastai.adam: {"mom": 0.9, "sqr_mom": 0.99, "eps": 1e-5, "wd": 0.01}
+    | {"decouple_wd": True},
+    compat.fastai.sgd: {"mom": 0.0, "wd": 0.0, "decouple_wd": True},
+    compat.big_vision.make: {"wd": 0.0, "grad_clip_norm": None, "lr_mults": ()}
+    | {"wd_mults": ((".*/kernel$", 1.0),), "schedule": 1.0, "direction": None},
 }
 
 
