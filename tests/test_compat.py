@@ -359,6 +359,16 @@ def spelled_twice():
             keras.adamw(eta, 0.3, *three, True),
             keras.adam(eta, *three, True, 0.3),
         ),
+        "algoperf.nadamw": (
+            compat.algoperf.nadamw(
+                eta, *three, 1e-4, 0.3, {k: k == "conv" for k in recipe.START}
+            ),
+            optax.chain(
+                compat.scale_by_nadam_one_correction(*three, 1e-4),
+                optwd.decay.linear(0.3, optwd.masks.path("conv")),
+                optax.scale_by_learning_rate(eta),
+            ),
+        ),
         "torch.adam, decoupled": (
             torch.adam(eta, **betas, weight_decay=0.3, decoupled_weight_decay=True),
             torch.adamw(eta, **betas, weight_decay=0.3),
@@ -542,6 +552,10 @@ MOMENTS = {
     "scale_by_amsgrad_raw_eps_hat": ({}, ["b1", "b2", "eps", "mu_dtype", "nu_dtype"]),
     "scale_by_radam_eps_hat": ({"b2": 0.8}, ["b1", "b2", "eps", "mu_dtype", "nu_dtype"]),
     "scale_by_nadam": ({}, ["b1", "b2", "eps", "momentum_decay", "mu_dtype", "nu_dtype"]),
+    "scale_by_nadam_one_correction": (
+        {},
+        ["b1", "b2", "eps", "eps_root", "mu_dtype", "nu_dtype"],
+    ),
 }
 
 
@@ -563,7 +577,7 @@ def test_dtypes_and_arguments_of_moments(name):
             u, state = moments.update(jnp.asarray(g, jnp.float32), state)
         return u
 
-    values = {"b1": 0.5, "b2": 0.7, "eps": 0.1, "momentum_decay": 0.5}
+    values = {"b1": 0.5, "b2": 0.7, "eps": 0.1, "momentum_decay": 0.5, "eps_root": 0.3}
     values |= {"mu_dtype": jnp.bfloat16, "nu_dtype": jnp.bfloat16}
     seen = [last(), *(last(**{argument: values[argument]}) for argument in arguments)]
     for i, a in enumerate(seen):
