@@ -330,6 +330,14 @@ def spelled_twice():
             compat.composer.decoupled_sgdw(eta, 0.8, 0.3, 0.03, **first),
             decayed(sgds[0], scheduled),
         ),
+        "composer.sgdw, momentum": (
+            compat.composer.decoupled_sgdw(0.1, 0.8, weight_decay=0.03),
+            decayed(torch.sgd(0.1, 0.8), 0.03),
+        ),
+        "timm.adamw, corrected at a constant rate": (
+            compat.timm.adamw(0.1, **betas, weight_decay=0.2, corrected_weight_decay=True),
+            torch.adamw(0.1, **betas, weight_decay=0.2),
+        ),
         "composer.sgdw, nesterov": (
             compat.composer.decoupled_sgdw(eta, 0.8, 0.0, 0.03, True, **first),
             decayed(sgds[1], scheduled),
@@ -354,6 +362,10 @@ def spelled_twice():
         "paper.sgdw": (
             compat.paper.sgdw(LR, 0.8, weight_decay=0.03, schedule_multiplier=unit),
             keras.sgd(eta, 0.8, weight_decay=relative),
+        ),
+        "keras.adamw, no amsgrad": (
+            keras.adamw(eta, 0.3, *three),
+            keras.adam(eta, *three, weight_decay=0.3),
         ),
         "keras.adamw": (
             keras.adamw(eta, 0.3, *three, True),
@@ -590,6 +602,12 @@ def test_public_names_only():
     for module in (compat, compat.torch, compat.keras, compat.optax, compat.big_vision):
         assert dir(module) == sorted(module.__all__)
         assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_composers_nesterov_needs_a_momentum():
+    for options in ({}, {"momentum": 0.9, "dampening": 0.1}):
+        with pytest.raises(ValueError, match="nesterov needs a momentum above 0"):
+            compat.composer.decoupled_sgdw(0.1, nesterov=True, **options)
 
 
 def test_a_schedule_needs_its_reference():
