@@ -3,6 +3,8 @@
 - the paper's AdamW and SGDW, big_vision's recipe and the decay after the update equal the
   equations of their sources over 60 steps, in float64 to 1e-12;
 - every dialect with a converted number walks the path of every other one;
+- big_vision's patterns: frozen leaves, schedules and multipliers of their own;
+- every argument of the moments reaches its place; timm's caution and its limits;
 - masks, odd leaves and low precision; nothing of the frameworks is imported.
 """
 
@@ -113,6 +115,67 @@ def test_big_vision_says_when_a_pattern_matches_nothing():
         compat.big_vision.make(0.1, 0.1).init({"dense": {"w": jnp.ones(1)}})
 
 
+def test_big_vision_by_pattern(x64):
+    """Frozen leaves, two schedules, and multipliers of the rate, over 60 steps."""
+    s, falling = MULTIPLIER, np.linspace(1, 0.1, recipe.STEPS)
+    rate = {"kernel": 1.0, "conv": 0.1, "bias": 3.0}
+    decay = {"kernel": 1.0, "conv": 0.5, "bias": 0.0}
+    optimizer = compat.big_vision.make(
+        LR,
+        WD,
+        schedule=[
+            ("scale", None),
+            ("k.*", recipe.schedule(s)),
+            (".*", recipe.schedule(falling)),
+        ],
+        lr_mults=[("conv", 0.1), ("bias|conv", 3.0)],
+        wd_mults=[("kernel", 1.0), ("conv", 0.5)],
+        grad_clip_norm=1.0,
+    )
+
+    def clipped(g, t):
+        norm = np.sqrt(sum((g[k][t] ** 2).sum() for k in rate))
+        return {k: g[k][t] / max(1.0, norm) for k in rate}
+
+    params, path = dict(recipe.START), []
+    seen, given = {k: [] for k in params}, {k: [] for k in rate}
+    for t in range(recipe.STEPS):
+        for k, p in params.items():
+            seen[k].append(recipe.gradient(k, p, t))
+        for k, g in clipped(seen, t).items():
+            given[k].append(g)
+        for k, multiplier in rate.items():
+            step = LR * multiplier * reference.adam(given[k])[-1]
+            whole = step + WD * decay[k] * params[k]
+            params = params | {k: params[k] - (s if k == "kernel" else falling)[t] * whole}
+        path.append(params)
+    recipe.assert_equal(recipe.ours(optimizer), path)
+    state = optimizer.init({k: jnp.asarray(v) for k, v in recipe.START.items()})
+    assert isinstance(optax.tree.get(state, "mu")["scale"], optax.MaskedNode)
+
+
+def test_big_vision_without_decay_wants_neither_parameters_nor_a_kernel():
+    optimizer, g = compat.big_vision.make(0.1, wd=0), {"w": jnp.array([3.0])}
+    updates, _ = optimizer.update(g, optimizer.init(g))
+    np.testing.assert_allclose(updates["w"], [-0.1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"schedule": [("a", 1.0)]}, "^b: no pattern of schedule matches"),
+        ({"schedule": [("a", 1.0), ("c", None)]}, "'c' matches no leaf"),
+        ({"lr_mults": [("a", 0.0)]}, "lr_mults must be > 0, got 0"),
+        ({"lr_mults": [("c", 0.5)]}, "'c' matches no leaf"),
+        ({"wd": -0.1}, "wd must be in"),
+    ],
+    ids=str,
+)
+def test_big_vision_errors(options, says):
+    with pytest.raises(ValueError, match=says):
+        compat.big_vision.make(0.1, **options).init({"a": jnp.ones(1), "b": jnp.ones(1)})
+
+
 def test_decay_after_the_update(x64):
     def step(k, p, g, t):
         return (1 - WD) * (p - LR * reference.adam(g)[-1])
@@ -217,6 +280,179 @@ def test_converted_numbers_walk_the_same_path(scheduled, x64):
     assert compared == (len(makers) - 3 if scheduled else len(makers))
 
 
+def spelled_twice():
+    """Optimizers with all their arguments, none of them a default, in two spellings."""
+    eta, unit = recipe.schedule(recipe.WARM), recipe.schedule(MULTIPLIER)
+    torch, keras, tfa = compat.torch, compat.keras, compat.tf_addons
+    betas, relative = {"betas": (0.8, 0.9), "eps": 1e-3}, 0.03 / LR
+    first, three = {"initial_lr": LR}, (0.8, 0.9, 1e-3)
+    of_schedule = optwd.rates.by_schedule(0.3, eta, LR)
+
+    def decayed(optimizer, rate=0.01):
+        return optwd.with_weight_decay(optimizer, optwd.decay.linear(rate))
+
+    scheduled = optwd.rates.by_schedule(0.03, eta, LR)
+    sgds = [torch.sgd(eta, 0.8, 0.3), torch.sgd(eta, 0.8, nesterov=True)]
+    return {
+        "timm.adamw": (
+            compat.timm.adamw(eta, (0.8, 0.9), 1e-3, 0.3, True, maximize=True),
+            torch.adamw(eta, (0.8, 0.9), 1e-3, 0.3, True, maximize=True),
+        ),
+        "timm.adamw, corrected": (
+            compat.timm.adamw(
+                eta, **betas, weight_decay=0.3, corrected_weight_decay=True, max_lr=LR
+            ),
+            torch.adamw(eta, **betas, weight_decay=of_schedule),
+        ),
+        "fastai.adam": (
+            compat.fastai.adam(eta, *three, 0.3),
+            torch.adamw(eta, **betas, weight_decay=0.3),
+        ),
+        "fastai.adam, coupled": (
+            compat.fastai.adam(eta, *three, 0.3, False),
+            torch.adam(eta, **betas, weight_decay=0.3),
+        ),
+        "fastai.sgd": (
+            compat.fastai.sgd(eta, 0.8, 0.3),
+            optwd.sgdw(eta, 0.8, weight_decay=0.3),
+        ),
+        "fastai.sgd, coupled": (
+            compat.fastai.sgd(eta, 0.8, 0.3, False),
+            torch.sgd(eta, 0.8, weight_decay=0.3),
+        ),
+        "composer.adamw": (
+            compat.composer.decoupled_adamw(
+                eta, (0.8, 0.9), 1e-3, 0.03, True, initial_lr=LR
+            ),
+            torch.adamw(eta, **betas, weight_decay=relative, amsgrad=True),
+        ),
+        "composer.sgdw": (
+            compat.composer.decoupled_sgdw(eta, 0.8, 0.3, 0.03, **first),
+            decayed(sgds[0], scheduled),
+        ),
+        "composer.sgdw, momentum": (
+            compat.composer.decoupled_sgdw(0.1, 0.8, weight_decay=0.03),
+            decayed(torch.sgd(0.1, 0.8), 0.03),
+        ),
+        "timm.adamw, corrected at a constant rate": (
+            compat.timm.adamw(0.1, **betas, weight_decay=0.2, corrected_weight_decay=True),
+            torch.adamw(0.1, **betas, weight_decay=0.2),
+        ),
+        "composer.sgdw, nesterov": (
+            compat.composer.decoupled_sgdw(eta, 0.8, 0.0, 0.03, True, **first),
+            decayed(sgds[1], scheduled),
+        ),
+        "tf_addons.adamw": (
+            tfa.adamw(0.01, eta, *three),
+            decayed(keras.adam(eta, *three)),
+        ),
+        "tf_addons.adamw, amsgrad": (
+            tfa.adamw(0.01, eta, *three, True),
+            decayed(keras.adam(eta, *three, True)),
+        ),
+        "tf_addons.sgdw": (tfa.sgdw(0.01, eta, 0.8), decayed(keras.sgd(eta, 0.8))),
+        "tf_addons.sgdw, nesterov": (
+            tfa.sgdw(0.01, eta, 0.8, True),
+            decayed(keras.sgd(eta, 0.8, True)),
+        ),
+        "paper.adamw": (
+            compat.paper.adamw(LR, *three, weight_decay=0.03, schedule_multiplier=unit),
+            torch.adamw(eta, **betas, weight_decay=relative),
+        ),
+        "paper.sgdw": (
+            compat.paper.sgdw(LR, 0.8, weight_decay=0.03, schedule_multiplier=unit),
+            keras.sgd(eta, 0.8, weight_decay=relative),
+        ),
+        "keras.adamw, no amsgrad": (
+            keras.adamw(eta, 0.3, *three),
+            keras.adam(eta, *three, weight_decay=0.3),
+        ),
+        "keras.adamw": (
+            keras.adamw(eta, 0.3, *three, True),
+            keras.adam(eta, *three, True, 0.3),
+        ),
+        "algoperf.nadamw": (
+            compat.algoperf.nadamw(
+                eta, *three, 1e-4, 0.3, {k: k == "conv" for k in recipe.START}
+            ),
+            optax.chain(
+                compat.scale_by_nadam_one_correction(*three, 1e-4),
+                optwd.decay.linear(0.3, optwd.masks.path("conv")),
+                optax.scale_by_learning_rate(eta),
+            ),
+        ),
+        "torch.adam, decoupled": (
+            torch.adam(eta, **betas, weight_decay=0.3, decoupled_weight_decay=True),
+            torch.adamw(eta, **betas, weight_decay=0.3),
+        ),
+    }
+
+
+def test_every_argument_reaches_its_place(x64):
+    """What no framework here confirms equals what torch and Keras confirm."""
+    pairs = spelled_twice()
+    optimizers = {(k, i): pair[i] for k, pair in pairs.items() for i in (0, 1)}
+    start = {k: jnp.asarray(v) for k, v in recipe.START.items()}
+    states = {k: optimizer.init(start) for k, optimizer in optimizers.items()}
+    params = dict.fromkeys(optimizers, start)
+
+    @jax.jit
+    def step(params, states, gradients):
+        for k, optimizer in optimizers.items():
+            updates, states[k] = optimizer.update(gradients, states[k], params[k])
+            params[k] = optax.apply_updates(params[k], updates)
+        return params, states
+
+    for t in range(8):
+        gradients = {k: jnp.asarray(noise[t]) for k, noise in recipe.NOISE.items()}
+        params, states = step(params, states, gradients)
+    flat = {k: np.concatenate([v.ravel() for v in p.values()]) for k, p in params.items()}
+    for name in pairs:
+        np.testing.assert_allclose(
+            flat[name, 0], flat[name, 1], rtol=0, atol=1e-14, err_msg=name
+        )
+    firsts = [flat[name, 0] for name in pairs if name not in ("paper.adamw", "keras.adamw")]
+    same = [
+        (i, j)
+        for i, a in enumerate(firsts)
+        for j, b in enumerate(firsts[:i])
+        if np.abs(a - b).max() < 1e-6
+    ]
+    assert len(same) <= 1  # fastai.adam is torch.adam, decoupled
+
+
+MASKED = {
+    "torch.adam": (compat.torch.adam, {"weight_decay": 0.1}),
+    "torch.adamw": (compat.torch.adamw, {}),
+    "torch.sgd": (compat.torch.sgd, {"weight_decay": 0.1}),
+    "torch.nadam": (compat.torch.nadam, {"weight_decay": 0.1}),
+    "torch.radam": (compat.torch.radam, {"weight_decay": 0.1}),
+    "keras.adam": (compat.keras.adam, {"weight_decay": 0.1}),
+    "keras.adamw": (compat.keras.adamw, {}),
+    "keras.sgd": (compat.keras.sgd, {"weight_decay": 0.1}),
+    "timm.adamw": (compat.timm.adamw, {}),
+    "composer.adamw": (compat.composer.decoupled_adamw, {}),
+    "composer.sgdw": (
+        compat.composer.decoupled_sgdw,
+        {"lr": 0.1, "weight_decay": 0.1},
+    ),
+    "fastai.adam": (compat.fastai.adam, {"lr": 0.1}),
+    "fastai.sgd": (compat.fastai.sgd, {"lr": 0.1, "wd": 0.1}),
+    "paper.adamw": (compat.paper.adamw, {"weight_decay": 0.1}),
+    "paper.sgdw": (compat.paper.sgdw, {"alpha": 0.1, "weight_decay": 0.1}),
+}
+
+
+@pytest.mark.parametrize(("make", "options"), MASKED.values(), ids=MASKED)
+def test_masks_reach_the_decay(make, options):
+    params = {"kernel": jnp.ones(1), "bias": jnp.ones(1)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    optimizer = make(**options, mask={"kernel": True, "bias": False})
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    assert updates["kernel"][0] < 0
+    assert updates["bias"][0] == 0
+
+
 # --- odd leaves ----------------------------------------------------------------------
 
 EVERY = {
@@ -267,7 +503,16 @@ DEFAULTS = {  # of frameworks that are seldom installed beside JAX, or are none
     compat.tf_addons.sgdw: {"learning_rate": 1e-3, "momentum": 0.0, "nesterov": False},
     compat.composer.decoupled_adamw: {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8}
     | {"weight_decay": 1e-5, "amsgrad": False},
-    compat.big_vision.make: {"wd": 0.0, "grad_clip_norm": None},
+    compat.composer.decoupled_sgdw: {"momentum": 0.0, "dampening": 0.0}
+    | {"weight_decay": 0.0, "nesterov": False},
+    compat.timm.adamw: {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
+    | {"weight_decay": 1e-2, "amsgrad": False, "caution": False, "maximize": False}
+    | {"corrected_weight_decay": False, "max_lr": None},
+    compat.fastai.adam: {"mom": 0.9, "sqr_mom": 0.99, "eps": 1e-5, "wd": 0.01}
+    | {"decouple_wd": True},
+    compat.fastai.sgd: {"mom": 0.0, "wd": 0.0, "decouple_wd": True},
+    compat.big_vision.make: {"wd": 0.0, "grad_clip_norm": None, "lr_mults": ()}
+    | {"wd_mults": ((".*/kernel$", 1.0),), "schedule": 1.0, "direction": None},
 }
 
 
@@ -285,6 +530,84 @@ def test_timm_holds_still_where_the_gradient_is_0():
 
     assert np.all(second())
     np.testing.assert_allclose(second(caution=True), second() * np.array([0.0, 2.0]))
+
+
+def test_timm_divides_by_a_share_of_at_least_a_thousandth():
+    optimizer, p = compat.timm.adamw(0.1, weight_decay=0.0, caution=True), jnp.ones(4096)
+    plain = compat.timm.adamw(0.1, weight_decay=0.0)
+    g = jnp.zeros(4096).at[0].set(1.0)
+    ours, theirs = (o.update(g, o.init(p), p)[0][0] for o in (optimizer, plain))
+    np.testing.assert_allclose(ours, 1000 * theirs, rtol=1e-6)
+
+
+def test_timm_refuses_the_share_of_a_shard():
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("i",))
+    spec = jax.sharding.PartitionSpec("i")
+    for caution in (False, True):
+        optimizer = compat.timm.adamw(0.1, caution=caution)
+        step = jax.shard_map(
+            lambda g, optimizer=optimizer: optimizer.update(g, optimizer.init(g), g)[0],
+            mesh=mesh,
+            in_specs=spec,
+            out_specs=spec,
+        )
+        if caution:
+            with pytest.raises(ValueError, match=r"timm\.adamw with caution=True measures"):
+                step(jnp.ones(2))
+        else:
+            np.testing.assert_allclose(step(jnp.ones(2)), -0.101, rtol=1e-5)
+
+
+MOMENTS = {
+    "scale_by_adam_eps_hat": ({}, ["b1", "b2", "eps", "mu_dtype", "nu_dtype"]),
+    "scale_by_amsgrad_raw": ({}, ["b1", "b2", "eps", "mu_dtype", "nu_dtype"]),
+    "scale_by_amsgrad_raw_eps_hat": ({}, ["b1", "b2", "eps", "mu_dtype", "nu_dtype"]),
+    "scale_by_radam_eps_hat": ({"b2": 0.8}, ["b1", "b2", "eps", "mu_dtype", "nu_dtype"]),
+    "scale_by_nadam": ({}, ["b1", "b2", "eps", "momentum_decay", "mu_dtype", "nu_dtype"]),
+    "scale_by_nadam_one_correction": (
+        {},
+        ["b1", "b2", "eps", "eps_root", "mu_dtype", "nu_dtype"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_dtypes_and_arguments_of_moments(name):
+    """Each argument reaches its place: the states' dtypes, and directions that differ."""
+    make, (options, arguments) = getattr(compat, name), MOMENTS[name]
+    state = make(mu_dtype=jnp.bfloat16).init(jnp.ones(2))
+    assert (state.mu.dtype, state.nu.dtype) == (jnp.bfloat16, jnp.float32)
+    state = make(nu_dtype=jnp.bfloat16).init(jnp.ones(2))
+    assert (state.mu.dtype, state.nu.dtype) == (jnp.float32, jnp.bfloat16)
+    if hasattr(state, "nu_max_raw"):
+        assert state.nu_max_raw.dtype == jnp.bfloat16
+
+    def last(**changed):
+        moments = make(**(options | changed))
+        state = moments.init(jnp.ones(2))
+        for g in np.random.default_rng(0).normal(size=(12, 2)):
+            u, state = moments.update(jnp.asarray(g, jnp.float32), state)
+        return u
+
+    values = {"b1": 0.5, "b2": 0.7, "eps": 0.1, "momentum_decay": 0.5, "eps_root": 0.3}
+    values |= {"mu_dtype": jnp.bfloat16, "nu_dtype": jnp.bfloat16}
+    seen = [last(), *(last(**{argument: values[argument]}) for argument in arguments)]
+    for i, a in enumerate(seen):
+        assert all(np.abs(a - b).max() > 1e-5 for b in seen[:i])
+    given = inspect.signature(make).parameters
+    assert set(given) == set(arguments)
+
+
+def test_public_names_only():
+    for module in (compat, compat.torch, compat.keras, compat.optax, compat.big_vision):
+        assert dir(module) == sorted(module.__all__)
+        assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_composers_nesterov_needs_a_momentum():
+    for options in ({}, {"momentum": 0.9, "dampening": 0.1}):
+        with pytest.raises(ValueError, match="nesterov needs a momentum above 0"):
+            compat.composer.decoupled_sgdw(0.1, nesterov=True, **options)
 
 
 def test_a_schedule_needs_its_reference():

@@ -248,9 +248,21 @@ def test_the_number_is_the_one_that_our_optimizers_take(x64):
 
 
 def test_table_has_a_row_for_every_framework():
-    rows = table().splitlines()[2:]
-    assert len(rows) == sum(not name.startswith("optwd.") for name in CONVENTIONS)
-    assert all(row.count("|") == 7 for row in rows)
+    head, blank, *lines = table().splitlines()
+    assert head.startswith("weight_decay of ")
+    assert blank == ""
+    assert max(map(len, lines)) <= 100
+    rows = {}
+    for line in lines:
+        if not line.startswith(" "):
+            name = line.split()[0]
+            rows[name], line = "", line.removeprefix(name)
+        rows[name] += " " + line.strip()
+    shown = {k: c for k, c in CONVENTIONS.items() if not k.startswith("optwd.")}
+    assert list(rows) == list(shown)
+    for name, c in shown.items():
+        for said in (f"{c.decay} [{c.acts_on}]", c.epsilon, c.defaults, f"here: {c.here}"):
+            assert said in rows[name]
 
 
 def test_the_table_in_the_readme_is_this_one():
@@ -262,3 +274,37 @@ def test_the_table_in_the_readme_is_this_one():
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     said = readme.partition("| does | the `weight_decay` of |\n")[2].splitlines()
     assert said[1 : len(rows) + 2] == [*rows, ""]
+
+
+def test_an_error_says_the_number_that_was_given():
+    names = {"source": "loss", "target": "torch.AdamW", "learning_rate": 0.1}
+    with pytest.raises(ValueError, match=r"equivalent to 0\.1 of loss"):
+        convert_weight_decay(0.1, **names)
+
+
+@pytest.mark.parametrize(
+    ("number", "source", "target", "eta", "says"),
+    [
+        (1.7e308, "loss", "torch.Adam", 0.1, r"1\.7e\+308 of loss is too large a number"),
+        (1e308, "tf_addons", "torch.AdamW", 1e-3, r"1e\+308 of tf_addons is too large"),
+        (
+            1e-320,
+            "torch.AdamW",
+            "tf_addons",
+            1e-5,
+            r"of torch\.AdamW is too small a number",
+        ),
+    ],
+)
+def test_numbers_at_the_ends_do_not_overflow(number, source, target, eta, says):
+    with pytest.raises(ValueError, match=says):
+        convert_weight_decay(number, source=source, target=target, learning_rate=eta)
+
+
+def test_what_is_in_range_has_no_intermediate_that_is_not():
+    corrected = "timm.AdamW(corrected_weight_decay)"
+    names = {"source": corrected, "target": "torch.AdamW", "learning_rate": 1e-200}
+    assert convert_weight_decay(0.1, **names, peak_learning_rate=1e-200) == 0.1
+    assert (
+        convert_weight_decay(0.0, source="loss", target="torch.Adam", learning_rate=1) == 0
+    )

@@ -27,6 +27,9 @@ from optwd.compat._moments import (
     scale_by_amsgrad_raw_eps_hat as scale_by_amsgrad_raw_eps_hat,
 )
 from optwd.compat._moments import scale_by_nadam as scale_by_nadam
+from optwd.compat._moments import (
+    scale_by_nadam_one_correction as scale_by_nadam_one_correction,
+)
 from optwd.compat._moments import scale_by_radam_eps_hat as scale_by_radam_eps_hat
 from optwd.compat._moments import trace_dampened as trace_dampened
 
@@ -36,6 +39,7 @@ __all__ = [
     "Convention",
     "DampenedTraceState",
     "NadamState",
+    "algoperf",
     "big_vision",
     "composer",
     "convert_weight_decay",
@@ -47,6 +51,7 @@ __all__ = [
     "scale_by_amsgrad_raw",
     "scale_by_amsgrad_raw_eps_hat",
     "scale_by_nadam",
+    "scale_by_nadam_one_correction",
     "scale_by_radam_eps_hat",
     "table",
     "tf_addons",

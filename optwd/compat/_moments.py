@@ -35,14 +35,14 @@ class AmsgradRawState(NamedTuple):
     """Adam's moments, and the largest second one as it is, without bias correction.
 
     Attributes:
-      count: updates so far; int32 of shape ().
+      step: updates so far; int32 of shape ().
       mu: first moments; a tree like the parameters.
       nu: second moments; a tree like the parameters.
       nu_max_raw: the largest second moments; a tree like the parameters. It is not called
         ``nu_max``, which is the largest corrected one in `optax.ScaleByAmsgradState`.
     """
 
-    count: jax.Array
+    step: jax.Array
     mu: Any
     nu: Any
     nu_max_raw: Any
@@ -270,6 +270,44 @@ def scale_by_nadam(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def scale_by_nadam_one_correction(
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nu_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """NAdam as AlgoPerf and init2winit compute it, with the bias correction of Adam.
+
+        m, v, v̂ as in `scale_by_adam`
+        m̂ = (b1·m + (1 − b1)·g)/(1 − b1ᵗ)
+        u = m̂ / (√(v̂ + eps_root) + eps)
+
+    `scale_by_adam(nesterov=True)` divides b1·m by ``1 − b1ᵗ⁺¹``: its first step is 1, where
+    this one's is ``1 + b1``. See `scale_by_adam` for the arguments.
+
+    Returns:
+      A transformation with state `optax.ScaleByAdamState`; leaves of any shape.
+
+    >>> import jax.numpy as jnp
+    >>> nadam = scale_by_nadam_one_correction()
+    >>> print(nadam.update(jnp.array([3.0]), nadam.init(jnp.zeros(1)))[0])
+    [1.9]
+
+    Source: Choi et al., arXiv 1910.05446, Table 1, as in google/init2winit,
+    ``optimizer_lib/kitchen_sink/_src/transform.py``.
+    """
+    return _moments.scale_by(
+        "scale_by_nadam_one_correction",
+        _NADAM_ONE_CORRECTION,
+        optax.ScaleByAdamState,
+        *(b1, b2, eps, eps_root, mu_dtype, nu_dtype),
+        more=lambda b1, b2, state: b1,
+    )
+
+
 def trace_dampened(
     momentum: ArrayLike, dampening: ArrayLike, accumulator_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -361,6 +399,11 @@ def _nadam(g, m, v, s):
     return (of_m * m + of_g * g) / root(v / s.second.correction, s)
 
 
+def _nadam_one_correction(g, m, v, s):
+    ahead = s.more * m + s.first.gain * g
+    return ahead / (s.first.correction * root(v / s.second.correction, s))
+
+
 def _next_dampened_trace(g, m, s):
     momentum, share = s
     return (share * g + momentum * m,)
@@ -380,6 +423,7 @@ _AMSGRAD_RAW = Equation(_amsgrad_raw, _amsgrad_moments, _raw_maximum)
 _AMSGRAD_RAW_EPS_HAT = Equation(_amsgrad_raw_eps_hat, _amsgrad_moments, _raw_maximum)
 _RADAM = Equation(_radam, next_moments)
 _NADAM = Equation(_nadam, next_moments)
+_NADAM_ONE_CORRECTION = Equation(_nadam_one_correction, next_moments)
 _DAMPENED_TRACE = Equation(
     _dampened_trace, _next_dampened_trace, store=(_rounding.nearest,)
 )

@@ -1,18 +1,18 @@
 """NAdamW as AlgoPerf and init2winit compute it."""
 
-from typing import Any
-
-import optax
 from jax.typing import ArrayLike
 
-from optwd import _moments
 from optwd._check import ScalarOrSchedule
-from optwd._leafwise import Equation
 from optwd.compat import _parts
+from optwd.compat._moments import scale_by_nadam_one_correction
 from optwd.compat._parts import Optimizer
 from optwd.masks import MaskLike
 
 __all__ = ["nadamw"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def nadamw(
@@ -26,21 +26,14 @@ def nadamw(
 ) -> Optimizer:
     """AdamW whose first moment looks ahead, but whose bias correction does not.
 
-        m, v, v̂ as in `optwd.scale_by_adam`
-        m̂ = (b1·m + (1 − b1)·g)/(1 − b1ᵗ)
-        θ ← θ − ηₜ(m̂/(√(v̂ + eps_root) + eps) + λθ)
-
-    `optwd.nadamw`, as Optax, divides m by ``1 − b1ᵗ⁺¹``: its first step is 1 where this
-    one's is ``1 + b1``, and it goes elsewhere from there.
-
-    Place in the chain: a finished optimizer; its updates are added to the parameters.
+        θ ← θ − ηₜ(û + λθ), with û of `optwd.compat.scale_by_nadam_one_correction`
 
     Args:
       learning_rate: ηₜ ≥ 0: a number, or a schedule of the step (0 at the first).
-      b1, b2, eps, eps_root: See `optwd.scale_by_adam`.
-      weight_decay: λ ≥ 0, scaled by the learning rate.
-      weight_decay_mask: to which leaves; see `optwd.decay.linear`. AlgoPerf's own baseline
-        gives none, so norms, biases and embeddings decay.
+      b1: See `optwd.scale_by_adam`, also for ``b2``, ``eps`` and ``eps_root``.
+      weight_decay: λ ≥ 0: a number, or a schedule of the step.
+      weight_decay_mask: which leaves decay; see `optwd.decay.linear`. AlgoPerf's own
+        baseline gives none, so that norms, biases and embeddings decay.
 
     Returns:
       An optimizer; see `optwd.adam`. ``update`` needs the parameters.
@@ -56,25 +49,6 @@ def nadamw(
     Source: google/init2winit, ``optimizer_lib/kitchen_sink/_src/transform.py``,
     ``scale_by_nadam``, after Choi et al., arXiv 1910.05446, Table 1.
     """
-    direction = _moments.scale_by(
-        "nadamw",
-        _NADAM,
-        optax.ScaleByAdamState,
-        *(b1, b2, eps, eps_root, None, None),
-        more=lambda b1, b2, state: b1,
-    )
+    direction = scale_by_nadam_one_correction(b1, b2, eps, eps_root)
     rate = _parts.learning_rate("learning_rate", learning_rate)
     return _parts.decoupled(direction, rate, weight_decay, weight_decay_mask)
-
-
-def _nadam(g: Any, m: Any, v: Any, s: _moments.Scalars) -> Any:
-    ahead = s.more * m + s.first.gain * g
-    v_hat = v / s.second.correction
-    return ahead / (s.first.correction * _moments.root(v_hat, s))
-
-
-_NADAM = Equation(_nadam, _moments.next_moments)
-
-
-def __dir__() -> list[str]:
-    return __all__

@@ -36,8 +36,8 @@ def adam(
       eps: See `optwd.scale_by_adam`.
       wd: λ ≥ 0: a number, or a schedule of the step.
       decouple_wd: whether decay is decoupled, the first equation.
-      mask: which leaves decay; see `optwd.decay.linear`. fastai's ``Learner`` leaves out norms and
-        biases: ``masks.standard()``.
+      mask: which leaves decay; see `optwd.decay.linear`. fastai's ``Learner`` leaves out
+        norms and biases: ``masks.standard()``.
 
     Returns:
       An optimizer; see `optwd.adam`. ``update`` needs the parameters.

@@ -80,7 +80,7 @@ def state_from(
         start, "hyperparams"
     ):
         clocks.append(injected)  # its schedules become the optimizer's own
-    counts = {int(n["count"]) for n in clocks} | ({step} - {None})
+    counts = {int(n["count"]) for n in clocks} | (set() if step is None else {step})
     if len(counts) > 1:
         raise ValueError(f"the counts of the Optax state differ: {sorted(counts)}.")
     kept = _carry.Kept(

@@ -1,7 +1,7 @@
 """AdamW and SGDW as their paper has them, under the paper's names.
 
-A schedule multiplier ηₜ, which is 1 at its peak, scales both the step and the decay. α scales
-only the step, so that the two can be tuned apart.
+A schedule multiplier ηₜ, which is 1 at its peak, scales both the step and the decay. α
+scales only the step, so that the two can be tuned apart.
 """
 
 from jax.typing import ArrayLike

@@ -1,6 +1,7 @@
 """`compat.keras` equals real Keras 3 on its JAX backend over 60 steps, to 1e-12.
 
 - every optimizer with decay, its flags, schedules, and variables excluded by name;
+- a pattern to exclude is searched for in the name, as Keras does, whatever is in it;
 - the defaults are Keras's; a name to exclude that is nowhere is an error.
 """
 
@@ -85,6 +86,38 @@ def test_excluded_variables(names):
     mask = compat.exclude_from_weight_decay(names)
     got = recipe.ours(compat.adamw(0.02, 0.3, mask=mask))
     recipe.assert_equal(got, keras_run(theirs))
+
+
+NAMES = [
+    "kernel",
+    "bias",
+    "gamma",
+    "beta",
+    "moving_mean",
+    "embeddings",
+    "a_b",
+    "scale",
+    "b$",
+    "b_c",
+]
+PATTERNS = [
+    *("bias", "^bias", "bias$", "^bias$", "ia", "^(bias|gamma)$", "(^bias|gamma)", ".*"),
+    *("^bias|scale$", "b.*_", "a$|^b", "(?i)BIAS", r"b\$", "e.*l", "^.e", "[ab]$", "a|b"),
+    *("^a", "b$", r"\w_\w", "(?:^|_)b", "gamma|beta", "s+", "(?<=_)b", "bias|^nothing"),
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_is_searched_for_as_keras_does(pattern):
+    """Keras's own decision for every name, in layers whose names would match as well."""
+    theirs = keras.optimizers.AdamW()
+    theirs.exclude_from_weight_decay(var_names=[pattern])
+    variables = {k: keras.Variable([1.0], name=k) for k in NAMES}  # told apart by id
+    decays = {k: theirs._use_weight_decay(v) for k, v in variables.items()}
+    tree = {"bias": dict.fromkeys(NAMES, 1.0), "layer_scale": {"b_": {"gamma": 1.0}}}
+    got = compat.exclude_from_weight_decay([pattern]).tree(tree)
+    assert got["bias"] == decays
+    assert got["layer_scale"]["b_"]["gamma"] == decays["gamma"]
 
 
 def test_an_excluded_name_that_is_nowhere_is_an_error():
