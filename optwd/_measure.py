@@ -38,31 +38,37 @@ def depths(name: str, stacked: str | Iterable[str], params: PyTree) -> PyTree:
 def norms(x: jax.Array, depth: int = 0) -> jax.Array:
     """The Euclidean norm of each matrix, in an array of the shape of its `depth` axes.
 
-    In float32 at least, of any size that this dtype has: numbers whose squares it does not
-    have are summed in other units. All units in one pass over `x`: a maximum to scale by
-    would be a pass of its own.
+    In float32 at least, and right for numbers of every size that this dtype has: those
+    whose squares it does not have are summed in other units. All sums take one pass over
+    `x` on an accelerator; a maximum to divide by would take a pass of its own.
     """
     (x,) = _dtypes.widened(x)
     limits = jnp.finfo(x.dtype)
     unit = 2.0 ** (limits.maxexp * 5 // 8)  # float32: 2⁸⁰
 
-    def sums(scale: float) -> jax.Array:
-        parts = (x.real, x.imag) if _dtypes.is_complex(x) else (x,)
-        squares = sum(jnp.square(part * scale) for part in parts)
-        return jnp.sum(squares, axis=tuple(range(depth, x.ndim)))
+    def sums(scale: Any) -> jax.Array:
+        return jnp.sum(_squares(x * scale), axis=tuple(range(depth, x.ndim)))
 
-    plain, small, large = sums(1.0), sums(unit), sums(1 / unit)
-    # Below this, squares that underflow may be a part of the sum that one would see.
+    # XLA would turn (c·x)² into c²·x², and c² into inf, for a constant that it knows.
+    up, down = jax.lax.optimization_barrier(
+        (jnp.asarray(unit, limits.dtype), jnp.asarray(1 / unit, limits.dtype))
+    )
+    plain, small, large = sums(1), sums(up), sums(down)
+    # Below this, what underflows in the plain sum may be a part that one would see.
     is_small = plain < 2.0 ** (limits.minexp * 9 // 16)
-    root = jnp.sqrt(jnp.where(is_small, small, jnp.where(jnp.isinf(plain), large, plain)))
-    return root * jnp.where(is_small, 1 / unit, jnp.where(jnp.isinf(plain), unit, 1.0))
+    is_large = plain == jnp.inf
+    units = jnp.where(is_small, 1 / unit, jnp.where(is_large, unit, 1))
+    return units * jnp.sqrt(jnp.where(is_small, small, jnp.where(is_large, large, plain)))
 
 
 def mean_squares(x: jax.Array, depth: int = 0) -> jax.Array:
     """The mean of |x|² of each matrix, in float32 at least."""
-    (x,) = _dtypes.widened(x)
-    squares = x.real**2 + x.imag**2 if _dtypes.is_complex(x) else x**2
+    squares = _squares(*_dtypes.widened(x))
     return jnp.sum(squares, axis=tuple(range(depth, x.ndim))) / size(x, depth)
+
+
+def _squares(x: jax.Array) -> jax.Array:
+    return x.real**2 + x.imag**2 if _dtypes.is_complex(x) else x**2
 
 
 def size(x: jax.Array, depth: int = 0) -> int:
@@ -140,9 +146,7 @@ def _total(numbers: Iterable[jax.Array]) -> jax.Array:
 def _square_sum(x: Any) -> jax.Array:
     """|x|², summed in float32 at least."""
     (x,) = _dtypes.widened(x)
-    return jnp.sum(x.real**2 + x.imag**2 if _dtypes.is_complex(x) else x**2).astype(
-        jnp.float32
-    )
+    return jnp.sum(_squares(x)).astype(jnp.float32)
 
 
 @jax.jit

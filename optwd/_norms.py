@@ -229,25 +229,18 @@ def to_norm(
 
     Source: Hyperball, arXiv 2606.16899; AdamWN: Loshchilov, arXiv 2311.11446.
     """
-    name, domain = "decay.to_norm", {"below": 1.0, "closed": True}
-    checked = _check.rate("pull", pull, **domain)
+    name = "decay.to_norm"
     if radius is not None:
         radius = _check.number("radius", radius)
         if isinstance(radius, float) and radius == 0.0:
             raise ValueError("radius must be > 0, got 0; for zero see decay.linear.")
 
     def start(params: Any) -> Any:
-        for path, factor in _paths.by_path(masks.resolve(mask, params)).items():
-            if factor * (checked if isinstance(checked, float) else 1.0) > 1.0:
-                raise ValueError(
-                    f"{path}: the mask multiplies a pull of {pull!r} by {factor}, but it "
-                    "must stay in [0, 1]; use a smaller multiplier."
-                )
         return _radii(name, stacked, radius, params)
 
     fields = {"radius": Field(start, is_number=True)}
     return _rule.transformation(
-        name, _TO_NORM, "pull", checked, mask, NormState, fields, **domain
+        name, _TO_NORM, "pull", pull, mask, NormState, fields, most=1.0
     )
 
 

@@ -19,7 +19,7 @@ class Entry:
     needs_params: bool = False
     decay: str | None = None  # the argument which, at 0, makes the decay disappear
     optimizer: bool = False  # its updates are added to the parameters
-    anchored: bool = False  # its state holds a copy of the parameters
+    anchored: bool = False  # its state is made of the values of the parameters
     per_tensor: bool = False  # its state holds one number a leaf
     narrow: bool = False  # its state is in the dtype of the parameters, or of random bits
 
@@ -88,7 +88,7 @@ TRANSFORMATIONS = [
     ),
     _constrained("decay.constrained", bound=0.1),
     _constrained("decay.constrained[warm_start]", warm_start=2),
-    _to_norm("decay.to_norm"),
+    dataclasses.replace(_to_norm("decay.to_norm"), anchored=True),
     _to_norm("decay.to_norm[radius]", radius=0.7),
     Entry("scale_by_weight_norm", optwd.scale_by_weight_norm, {}, needs_params=True),
     _rounding("compensate_rounding", optwd.compensate_rounding),
