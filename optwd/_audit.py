@@ -17,6 +17,7 @@ from optwd._verdict import ActsOn, Form, Verdict
 from optwd.compat import CONVENTIONS, Convention
 
 _LONG = 128  # steps in 16 bits: a rate of 1e-3 then takes off 30 times what rounding does
+_MANY = 40  # leaves from which compiling is quicker than running each operation
 _LOUD = -1000.0  # of the other sign, so that what is cautious chooses the other weights
 
 
@@ -189,11 +190,14 @@ class _Run:
         self.make, self.tree, self.eta, self.lam, self.steps = make, tree, eta, lam, steps
         self.one, self.zero = self.runner(eta, lam, True), self.runner(eta, 0.0, True)
         plain, every = _probe.feed(tree, steps), range(len(tree.paths))
+        # A sign hides a penalty that is smaller than its gradient.
+        quieter = _probe.scaled(plain, tree, every, weights=1.0, gradients=lam)
         self.feeds = {
             "plain": plain,
+            "quieter": quieter,
             "louder": _probe.scaled(plain, tree, every, weights=1.0, gradients=_LOUD),
             "larger": _probe.scaled(plain, tree, every, weights=2.0, gradients=1.0),
-            "moved": _probe.moved(plain, tree),
+            "moved": _probe.moved(quieter, tree),
         }
         self.seen = {k: _probe.compare(self.one, self.zero, f) for k, f in self.feeds.items()}
         self.repeats = _repeats(self.zero, plain)
@@ -267,9 +271,11 @@ class _Run:
         return self.eta * 0.5**step
 
     def vary(self, eta: Any, lam: float, power: Any, zero: Runner | None = None) -> list:
-        one, zero = self.runner(eta, lam), zero or self.runner(eta, 0.0)
-        plain = self.seen["plain"]
-        seen = _probe.compare(one, zero, self.feeds["plain"].first(self.enough()))
+        many = len(self.verdicts) > _MANY
+        one = self.runner(eta, lam, many)
+        zero = zero or self.runner(eta, 0.0, many)
+        plain = self.seen["quieter"]
+        seen = _probe.compare(one, zero, self.feeds["quieter"].first(self.enough()))
         found = [
             power(_verdict.ratios(seen[i], plain[i], v.shape))
             if v.form not in ("none", "unclear")
@@ -289,7 +295,7 @@ class _Run:
 
     def enough(self) -> int:
         """Three steps if everything that decays does so in each, else all."""
-        seen = zip(self.verdicts, self.seen["plain"], strict=True)
+        seen = zip(self.verdicts, self.seen["quieter"], strict=True)
         return min(
             self.steps,
             3
@@ -333,7 +339,7 @@ class _Run:
         quiet = [[np.zeros_like(g) for g in gs] for gs in self.feeds["plain"].gradients]
         if any(largest(u) for us in self.zero(self.feeds["plain"]._replace(gradients=quiet)) for u in us):
             return [None] * len(dtypes)  # it moves without gradients: noise
-        if all(len(set(v.rates)) < 2 for v in self.verdicts):
+        if all(np.allclose(v.rates, v.rates[:1], 1e-9, 0) for v in self.verdicts):
             factors = [(1 - (v.rates[0] if v.rates else 0)) ** _LONG for v in self.verdicts]
             exact = [w * k for w, k in zip(wide, factors, strict=True)]
         else:
@@ -350,7 +356,9 @@ class _Run:
 
     def dependent(self) -> list[int]:
         """The leaves whose decay changes when other leaves change."""
-        count, plain = len(self.verdicts), self.feeds["plain"].first(self.enough())
+        if not self.repeats:
+            return []
+        count, plain = len(self.verdicts), self.feeds["quieter"].first(self.enough())
         found: set[int] = set()
         for bit in range((count - 1).bit_length()):
             for side in (0, 1):  # any two leaves are apart in some bit
@@ -360,8 +368,9 @@ class _Run:
                 found |= {
                     i
                     for i in set(range(count)) - set(others)
-                    if _verdict.depends_on_others(
-                        self.seen["plain"][i], seen[i], self.verdicts[i].form
+                    if self.verdicts[i].form != "unclear"
+                    and _verdict.depends_on_others(
+                        self.seen["quieter"][i], seen[i], self.verdicts[i].form
                     )
                 }
         return sorted(found)
@@ -487,6 +496,8 @@ def _problems(
             f"nothing decays with weight_decay={lam:g}. Hand the number on to the optimizer, "
             "and see which leaves its mask matches: optwd.tabulate(params, mask)."
         )
+    if paths := those(lambda x: x.form == "unclear"):
+        yield f"unclear: {_names(paths)}; {leaves[paths[0]].figures}."
     if paths := those(lambda x: min(_known(x), default=0) < 0 or (x.l2 or 0) < 0):
         yield (
             f"weights grow: the decay has the wrong sign on {_names(paths)}. Place it before "
@@ -507,7 +518,7 @@ def _problems(
     decided = [
         (leaf.path, why)
         for leaf, factor, why in masks.explain(masks.standard(), params)
-        if factor == 0 and leaves[leaf.path].form != "none"
+        if factor == 0 and leaves[leaf.path].form not in ("none", "unclear")
     ]
     if paths := [path for path, why in decided if why == "not floating point"]:
         yield f"integers are changed: {_names(paths)}. Leave them out with a mask."
@@ -532,8 +543,6 @@ def _problems(
             "do. Unless one step size for all is meant (Prodigy), look for a norm or a "
             "state that leaves share."
         )
-    if paths := those(lambda x: x.form == "unclear"):
-        yield f"unclear: {_names(paths)}; {leaves[paths[0]].figures}."
 
 
 def _known(leaf: LeafAudit) -> list[float]:
