@@ -8,7 +8,9 @@ import numpy as np
 
 from optwd._probe import Seen, largest
 
-Form = Literal["none", "decoupled", "cautious", "anchored", "coupled", "entangled", "unclear"]
+Form = Literal[
+    "none", "decoupled", "cautious", "anchored", "coupled", "entangled", "unclear"
+]
 ActsOn = Literal["old", "new", "gradient"]
 
 _RTOL = 1e-6  # float32 hyperparameters are 1e-7 off
@@ -123,7 +125,9 @@ def is_none(seen: Seen) -> bool:
     return all(largest(d) <= noise for d, noise in zip(seen.decay, seen.noise, strict=True))
 
 
-def is_penalty(with_decay: list[np.ndarray], penalised: list[np.ndarray], seen: Seen) -> bool:
+def is_penalty(
+    with_decay: list[np.ndarray], penalised: list[np.ndarray], seen: Seen
+) -> bool:
     """Whether the decay does what a multiple of the weights in the gradient does."""
     decay = max(map(largest, seen.decay))
     return all(
@@ -172,12 +176,12 @@ def ratios(seen: Seen, plain: Seen, shape: Shape | None) -> dict[int, float] | N
 
 
 def power(of_two: Mapping[int, float] | None) -> float | None:
-    """p where every ratio is 2ᵖ."""
+    """The p where every ratio is 2ᵖ."""
     return None if of_two is None else _log2(of_two.values())
 
 
 def schedule_power(of_halving: Mapping[int, float] | None) -> float | None:
-    """p where the k-th ratio is 2⁻ᵖᵏ, from k = 0 or from k = 1."""
+    """The p where the k-th ratio is 2⁻ᵖᵏ, from k = 0 or from k = 1."""
     if of_halving is None or len(of_halving) < 2 or min(of_halving.values()) <= 0:
         return None
     (first, start), *rest = of_halving.items()
