@@ -68,7 +68,7 @@ class Seen(NamedTuple):
 @contextlib.contextmanager
 def exactly() -> Iterator[None]:
     """float64 on the CPU, whatever the session has."""
-    module = jax if hasattr(jax, "enable_x64") else jax.experimental
+    module: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
     with module.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         yield
 
@@ -175,13 +175,15 @@ class Runner:
 
     def __init__(self, tree: Tree, made: Any, name: str, *, compiled: bool = False):
         if not isinstance(made, Loop) and not (
-            callable(getattr(made, "init", None)) and callable(getattr(made, "update", None))
+            callable(getattr(made, "init", None))
+            and callable(getattr(made, "update", None))
         ):
             raise TypeError(
                 f"audit: {name} returned {made!r}. It must return an Optax transformation, "
                 "with `init` and `update`, or an `optwd.Loop`."
             )
-        self.tree, self.made, self.name, self.compiled = tree, made, name, compiled
+        self.tree, self.name, self.compiled = tree, name, compiled
+        self.made: Any = made
         self.single = [True] * len(tree.paths)  # nothing returned that float32 cannot hold
         if compiled and not isinstance(made, Loop):
             self.update = jax.jit(made.update, compiler_options=_QUICK)

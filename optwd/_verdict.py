@@ -8,7 +8,9 @@ import numpy as np
 
 from optwd._probe import Seen, largest
 
-Form = Literal["none", "decoupled", "cautious", "anchored", "coupled", "entangled", "unclear"]
+Form = Literal[
+    "none", "decoupled", "cautious", "anchored", "coupled", "entangled", "unclear"
+]
 ActsOn = Literal["old", "new", "gradient"]
 
 _RTOL = 1e-6  # float32 hyperparameters are 1e-7 off
@@ -72,8 +74,9 @@ def judge(feeds: Mapping[str, Seen], l2: float | None) -> Verdict:
     """The form of a leaf's decay.
 
     Args:
-      feeds: what was seen with the ``"plain"`` feed, a ``"louder"`` one of the other sign,
-        a ``"larger"`` one and a ``"moved"`` one.
+      feeds: what was seen with the ``"plain"`` feed, with ``"quieter"`` gradients, with
+        ``"louder"`` ones of the other sign, with ``"larger"`` weights, and with weights
+        ``"moved"`` in the last step.
       l2: see `LeafAudit`.
     """
     if not all(np.isfinite(x).all() for s in feeds.values() for x in (*s.decay, *s.step)):
@@ -83,12 +86,11 @@ def judge(feeds: Mapping[str, Seen], l2: float | None) -> Verdict:
     apart = ""
     for shape in SHAPES:
         fits = {name: fit(seen, shape) for name, seen in feeds.items()}
-        plain, louder, larger, moved = (
-            fits[name] for name in ("plain", "louder", "larger", "moved")
-        )
-        if plain is None or louder is None or larger is None:
+        plain, louder, larger = fits["plain"], fits["louder"], fits["larger"]
+        quieter, moved = fits["quieter"], fits["moved"]
+        if plain is None or louder is None or larger is None or quieter is None:
             continue
-        if not (_same(plain, louder) and _same(plain, larger)):
+        if not (_same(plain, louder) and _same(plain, larger) and _same(plain, quieter)):
             apart = apart or (
                 f"−ρθ on the {shape.acts_on} weights with ρ = {text(plain.rates)}, but "
                 f"{text(louder.rates)} with gradients × −1000 and {text(larger.rates)} "
@@ -111,7 +113,7 @@ def judge(feeds: Mapping[str, Seen], l2: float | None) -> Verdict:
         f"{sizes['louder']:.3g} with gradients × −1000 and {sizes['larger']:.3g} with "
         "weights × 2"
     )
-    if sizes["louder"] < 0.05 * sizes["plain"]:
+    if sizes["louder"] < 0.05 * sizes["quieter"]:
         return Verdict("coupled", remembers=True, figures=figures)
     if apart or not _equal(feeds["plain"], feeds["larger"]):
         return Verdict("entangled", figures=figures)
@@ -123,7 +125,9 @@ def is_none(seen: Seen) -> bool:
     return all(largest(d) <= noise for d, noise in zip(seen.decay, seen.noise, strict=True))
 
 
-def is_penalty(with_decay: list[np.ndarray], penalised: list[np.ndarray], seen: Seen) -> bool:
+def is_penalty(
+    with_decay: list[np.ndarray], penalised: list[np.ndarray], seen: Seen
+) -> bool:
     """Whether the decay does what a multiple of the weights in the gradient does."""
     decay = max(map(largest, seen.decay))
     return all(
@@ -144,41 +148,47 @@ def depends_on_others(alone: Seen, others_changed: Seen, form: Form) -> bool:
     return not _equal(alone, others_changed)
 
 
-def ratios(seen: Seen, plain: Seen, shape: Shape | None) -> list[float] | None:
-    """By what each step's decay is multiplied, of those with a decay; None if by no number."""
+def ratios(seen: Seen, plain: Seen, shape: Shape | None) -> dict[int, float] | None:
+    """By what the decay of each step is multiplied; None if by no number.
+
+    Steps without a decay are not counted, and a step that does not tell is left out.
+    """
+    found = {}
     if shape is not None:
         a, b = fit(seen, shape), fit(plain, shape)
         if a is None or b is None:
             return None
-        pairs = [(x, y) for x, y in zip(a.rates, b.rates, strict=False) if y and y == y]
-        found = [x / y for x, y in pairs]
-        if shape.acts_on == "new" and not _is_half(_log2(found)):
+        pairs = enumerate((x, y) for x, y in zip(a.rates, b.rates, strict=False) if y)
+        told = {k: (x, y) for k, (x, y) in pairs if not math.isnan(y)}
+        found = {k: x / y for k, (x, y) in told.items()}
+        if shape.acts_on == "new" and not _is_half(_log2(found.values())):
             # θ/(1 + ρ) is (1 − ρ')θ with ρ' = ρ/(1 + ρ)
-            return [x / (1 - x) * (1 - y) / y for x, y in pairs if x != 1]
+            return {k: x / (1 - x) * (1 - y) / y for k, (x, y) in told.items() if x != 1}
         return found
-    found = []
     for d, p, noise in zip(seen.decay, plain.decay, seen.noise, strict=False):
         if largest(p) <= noise:
             continue
         ratio = float(np.vdot(p, d).real / np.vdot(p, p).real)
         if largest(d - ratio * p) > _RTOL * largest(d) + noise:
             return None
-        found.append(ratio)
+        found[len(found)] = ratio
     return found
 
 
-def power(of_two: list[float] | None) -> float | None:
-    """P where every ratio is 2ᵖ."""
-    return None if of_two is None else _log2(of_two)
+def power(of_two: Mapping[int, float] | None) -> float | None:
+    """The p where every ratio is 2ᵖ."""
+    return None if of_two is None else _log2(of_two.values())
 
 
-def schedule_power(of_halving: list[float] | None) -> float | None:
-    """P where the k-th ratio is 2⁻ᵖᵏ, from k = 0 or from k = 1."""
-    if of_halving is None or len(of_halving) < 2:  # of one, nothing follows
+def schedule_power(of_halving: Mapping[int, float] | None) -> float | None:
+    """The p where the k-th ratio is 2⁻ᵖᵏ, from k = 0 or from k = 1."""
+    if of_halving is None or len(of_halving) < 2 or min(of_halving.values()) <= 0:
         return None
-    found = _log2([a / b if b else 0.0 for a, b in zip(of_halving, of_halving[1:])])
+    (first, start), *rest = of_halving.items()
+    found = _log2([(start / value) ** (1 / (k - first)) for k, value in rest])
     if found is None or not any(
-        math.isclose(of_halving[0], 2.0**-k, rel_tol=1e-3) for k in (0.0, found)
+        math.isclose(start, 2.0 ** -(found * (first + offset)), rel_tol=1e-3)
+        for offset in (0, 1)
     ):
         return None
     return found
@@ -195,8 +205,8 @@ def text(rates: Iterable[float]) -> str:
     return f"{known[0]:.4g} … {known[-1]:.4g}"
 
 
-def _log2(values: list[float]) -> float | None:
-    if not values or min(values) <= 0:
+def _log2(values: Iterable[float]) -> float | None:
+    if min(values := list(values), default=0) <= 0:
         return None
     powers = [math.log2(v) for v in values]
     if max(powers) - min(powers) > 1e-3:
