@@ -195,15 +195,15 @@ def test_exact_sums():
     assert got == pytest.approx(rms, rel=1e-12)
 
 
-def check_steps(initial, power, eta, n, rtol):
+def check_steps(initial, power, eta, direction, n, rtol):
     """Far from equilibrium at first, then within a fifth of it, for the first time.
 
-    The relative error is about 200η here: while sizes change, so do the gradients', and
-    Adam's second moment is late by 50 steps.
+    While sizes change, so do the gradients', and Adam's second moment is late, which costs
+    some per cent: averaged over few steps in the short runs, left out in the long ones.
     """
     lam, b, within = 1.0, 0.9, 0.2
     if power == 2:
-        rms, direction = rates.equilibrium_rms(eta, lam, b), adam(b, 0.98)
+        rms = rates.equilibrium_rms(eta, lam, b)
     else:
         rms, direction = rates.sgd_equilibrium_rms(eta, lam, b, KAPPA), momentum(b)
     steps = rates.equilibrium_steps(initial, eta, lam, within=within, power=power)
@@ -219,14 +219,15 @@ both = pytest.mark.parametrize("power", [2, 4], ids=["AdamW", "SGDW"])
 @far
 @both
 def test_steps(initial, power):
-    check_steps(initial, power, 2e-4, N // 2, 0.05)
+    check_steps(initial, power, 2e-4, adam(0.9, 0.98), N // 2, 0.05)
 
 
 @far
 @both
 @pytest.mark.slow
 def test_steps_of_a_long_run(initial, power):
-    check_steps(initial, power, 2e-5, N, 0.02)
+    u = adam(0.9, 0.999)
+    check_steps(initial, power, 2e-5, lambda g, p: u(g * np.sqrt(p @ p), p), 2 * N, 0.02)
 
 
 def test_steps_at_the_edges():
