@@ -138,15 +138,20 @@ def halves(steps: int) -> dict[str, slice]:
     return {"held": slice(steps // 4, steps // 2), "falling": slice(3 * steps // 4, steps)}
 
 
-def spread(runs, steps: int, network: str, only: str = "") -> str:
-    """The least and the largest ratio of angles while η is held; a head stands apart."""
+def is_last(matrix: str) -> bool:
+    """Whether no normalisation and no other matrix follows."""
+    return matrix.startswith(("head", "logits"))
+
+
+def spread(runs, steps: int, network: str, last: bool) -> str:
+    """The least and the largest ratio of angles while η is held."""
     found = [
         ratio
         for (name, _), run in runs.items()
         for matrix, ratio in zip(
             run.matrices, ratios(run, halves(steps)["held"])[0], strict=True
         )
-        if name == network and (only in matrix if only else "head" not in matrix)
+        if name == network and is_last(matrix) == last
     ]
     return f"{min(found):.2f} to {max(found):.2f}"
 
@@ -154,24 +159,26 @@ def spread(runs, steps: int, network: str, only: str = "") -> str:
 def draw(runs: dict[tuple[str, str], Run], title: str):
     """Angle above, size below: a line per matrix, and the prediction."""
     picture, axes = common.figure(len(runs), 13, 6, rows=2)
-    colors = common.BLUE, common.SKY, common.GREEN, common.ORANGE, common.PURPLE
     for column, ((network, scaled_by), run) in enumerate(runs.items()):
-        t = np.arange(len(run.angle))
         measured = np.rad2deg(run.angle), run.rms
         predicted = np.rad2deg(run.predicted[0]), run.predicted[1]
         for row, label in enumerate(("angle per step (°)", "root mean square")):
             axis = axes[row * len(runs) + column]
-            for i, values in enumerate(measured[row].T):
-                label_i = "one matrix" if i == 0 else None
-                color = colors[i % len(colors)]
-                axis.plot(t, values, color=color, lw=0.8, alpha=0.8, label=label_i)
-            axis.plot(t, predicted[row], "k--", lw=2, label="predicted")
+            axis.sharey(axes[row * len(runs)])
+            for matrix, values in zip(run.matrices, measured[row].T, strict=True):
+                last = is_last(matrix)
+                color = common.VERMILION if last else common.BLUE
+                axis.plot(values, color=color, lw=0.8, label="the last" * last or "within")
+            axis.plot(predicted[row], "k--", lw=2, label="predicted")
             axis.set(xlabel="step", yscale="log")
+            axis.label_outer()
             if column == 0:
                 axis.set_ylabel(label)
-                axis.legend()
             if row == 0:
                 axis.set_title(f"{network}: scaled by {scaled_by}", fontsize=10)
+        handles, labels = axes[column].get_legend_handles_labels()
+        once = dict(zip(labels, handles, strict=True))
+        axes[column].legend(once.values(), once, loc="lower left")
     picture.suptitle(title)
     return picture
 
@@ -199,11 +206,15 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], Run]:
             table.add_row(network, scaled_by, matrix, *(f"{x:.2f}" for x in row))
     print(table)
 
+    within, head, hidden, logits = (
+        spread(runs, steps, network, last)
+        for network in ("manual", "digits")
+        for last in (False, True)
+    )
     finding = (
-        f"Inside of the transformer matrices turn by {spread(runs, steps, 'manual')} times "
-        f"the predicted angle;\nits head, which no norm follows, by "
-        f"{spread(runs, steps, 'manual', 'head')}, the digits network's by "
-        f"{spread(runs, steps, 'digits')}"
+        f"While η is held, matrices within the transformer turn by {within} times the "
+        f"predicted angle, its head by {head};\nin the digits network, which normalises "
+        f"nothing, the hidden layer by {hidden}, the last by {logits}"
     )
     print(finding.replace("\n", " ") + ".")
     common.save(draw(runs, finding), args.out, "equilibrium.png")

@@ -106,7 +106,7 @@ def train(batch, steps: int, decays, data, test, keys, params):
 
 
 def summary(losses: np.ndarray, decays: np.ndarray, lengths) -> Finding:
-    """The vertex of a parabola about the least log loss, per length and seed; their slope."""
+    """Per length and seed the vertex of a parabola about the least log loss; its slope."""
     losses = np.log(losses)
     i = np.clip(losses.argmin(1, keepdims=True), 1, len(decays) - 2)
     a, b, c = (np.take_along_axis(losses, i + k, 1)[:, 0] for k in (-1, 0, 1))
@@ -143,25 +143,27 @@ def plans(lengths) -> dict[str, np.ndarray]:
 
 
 def slope_of(values: np.ndarray, lengths) -> float:
-    return float(np.polyfit(np.log10(lengths), np.log10(values), 1)[0])
+    return round(float(np.polyfit(np.log10(lengths), np.log10(values), 1)[0]), 9) + 0.0
 
 
 def draw(findings: dict[str, Finding], lengths, title: str):
     """The best λ of every seed, and each planner's line, per setting."""
-    picture, axes = common.figure(3, 12, 4.4)
+    picture, axes = common.figure(3, 12, 4.6)
     colors = common.ORANGE, common.GREEN, common.BLUE, common.PURPLE
     for axis, (name, finding) in zip(axes, findings.items(), strict=True):
         for (rule, values), color, style in zip(
             plans(lengths).items(), colors, ("-", "--", "-.", ":"), strict=True
         ):
             if rule != "one average per epoch" or "repeated" in name:
-                axis.plot(lengths, values, style, color=color, label=rule)
+                label = f"{rule}: {slope_of(values, lengths):.2f}"
+                axis.plot(lengths, values, style, color=color, label=label)
         axis.plot(lengths, 10**finding.best, "o", color="none", mec=common.BLACK, ms=4)
         axis.plot(lengths, means(finding), "s", color=common.BLACK, label="best, mean")
         axis.set(xscale="log", yscale="log", xlabel="steps", ylabel="best weight decay λ")
         axis.set_xticks(lengths, [str(t) for t in lengths], minor=False)
         axis.minorticks_off()
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, title="planner: its slope", title_fontsize=8)
+        axis.sharey(axes[0])
         axis.set_title(
             f"{name}: slope {finding.slope:.2f} ± {finding.error:.2f}", fontsize=10
         )
@@ -192,7 +194,7 @@ def main(argv: list[str] | None = None) -> dict[str, Finding]:
     )
     table = common.table("", "slope", *(f"λ at {t}" for t in lengths))
     for name, finding in findings.items():
-        values = (f"{x:.3g}" for x in means(finding))
+        values = (f"{x:.3g}" if x > 0 else "–" for x in means(finding))
         table.add_row(
             f"measured: {name}", f"{finding.slope:.2f} ± {finding.error:.2f}", *values
         )
@@ -200,7 +202,14 @@ def main(argv: list[str] | None = None) -> dict[str, Finding]:
         slope = f"{slope_of(values, lengths):.2f}"
         table.add_row(rule, slope, *(f"{x:.3g}" for x in values))
     print(table)
-    title = "How the best weight decay shrinks as runs get longer, beside what planners say"
+    fresh_slope, repeated_slope, fit_slope = (f.slope for f in findings.values())
+    title = (
+        "Where the first weights must be forgotten, the best λ shrinks about as 1/steps "
+        f"(slopes {fresh_slope:.2f} and {repeated_slope:.2f}), as one average per run says;"
+        f"\nwhere wrong labels must not be learnt, it grows (slope {fit_slope:.2f}), which "
+        "no planner says"
+    )
+    print(title.replace("\n", " ") + ".")
     common.save(draw(findings, lengths, title), args.out, "run_length.png")
     return findings
 
