@@ -9,6 +9,8 @@
 - planners for a budget against their equations and the values that were published;
 - the well-known mistake: λ from a scaling law with another run's learning rate;
 - `compare` gives each rule's λ for every scaling, and prints what it gives;
+- the example `run_length`: slopes of a loss made up here; in short runs (slow) the best
+  decay of weights that have to be forgotten shrinks with the length;
 - bad input raises, with the name, the value and the fix.
 """
 
@@ -19,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import run_length
 
 from optwd import decay, rates
 from tests.test_decay import path_of
@@ -237,6 +240,31 @@ def test_compare():
         np.rad2deg(rates.equilibrium_angle(1.4e-3, lam)), rel=1e-2
     )
     assert rms == pytest.approx(rates.equilibrium_rms(1.4e-3, lam), rel=1e-2)
+
+
+def test_the_slope_of_run_lengths():
+    """Bowls about λ = 10/t, in logarithms; the third seed gains nothing from decay."""
+    lengths, decays = (100, 400, 1600), np.linspace(-4, 1, 11)
+    vertex = 1 - np.log10(lengths)[:, None, None]
+    losses = np.exp((decays[:, None] - vertex) ** 2 * np.ones(3))
+    losses[..., 2] = 1.0
+    finding = run_length.summary(losses, decays, lengths)
+    assert (finding.slope, finding.error) == pytest.approx((-1, 0), abs=1e-9)
+    np.testing.assert_allclose(finding.best[:, :2], vertex[:, :, 0] * np.ones(2))
+    assert np.isnan(finding.best[:, 2]).all()
+    planned = run_length.plans(lengths)
+    slopes = [run_length.slope_of(values, lengths) for values in planned.values()]
+    assert slopes == pytest.approx([-1, -0.5, -0.473, 0])
+
+
+@pytest.mark.slow
+def test_run_length(tmp_path, capsys):
+    findings = run_length.main(["--quick", "--out", str(tmp_path)])
+    assert (tmp_path / "run_length.png").stat().st_size > 10_000
+    assert "Power Lines" in capsys.readouterr().out
+    for setting in ("forget, fresh data", "forget, repeated data"):
+        short, long = findings[setting].best.mean(1)
+        assert short > long
 
 
 def test_public_names_are_listed():
