@@ -51,16 +51,16 @@ def counted(function, n):
     return chex.assert_max_traces(function, n)
 
 
-def run(transformation, steps=5, dtype=jnp.float32, jit=True):
+def run(transformation, steps=5, dtype=jnp.float32, jit=True, donate=True):
     """Parameters and state after some steps: in one trace, in place of their buffers."""
     params, step = tree(0, dtype), stepper(transformation)
     if jit:
-        step = jax.jit(counted(step, 1), donate_argnums=(0, 1))
+        step = jax.jit(counted(step, 1), donate_argnums=(0, 1) if donate else ())
     state = transformation.init(params)
     for t in range(steps):
         before = jax.tree.leaves((params, state))
         params, state = step(params, state, tree(t + 1, dtype))
-        assert all(x.is_deleted() == jit for x in before)
+        assert all(x.is_deleted() == (jit and donate) for x in before)
     return params, state
 
 
@@ -413,7 +413,8 @@ def test_inject_hyperparams(entry: Entry):
     )
     plain = entry.make(learning_rate=schedule)
     # a traced b2 is known to float32 only, and this is what that costs
-    assert_close(run(injected)[0], run(plain)[0], rtol=1e-5, atol=1e-6)
+    got = run(injected, donate=False)[0]  # Optax does not read the hyperparameters it had
+    assert_close(got, run(plain)[0], rtol=1e-5, atol=1e-6)
     state = injected.init(tree(0))
     np.testing.assert_allclose(state.hyperparams["learning_rate"], 0.01)
 

@@ -381,5 +381,5 @@ _AMSGRAD_RAW_EPS_HAT = Equation(_amsgrad_raw_eps_hat, _amsgrad_moments, _raw_max
 _RADAM = Equation(_radam, next_moments)
 _NADAM = Equation(_nadam, next_moments)
 _DAMPENED_TRACE = Equation(
-    _dampened_trace, _next_dampened_trace, store=(_rounding.nearest,)
+    _dampened_trace, _next_dampened_trace, store=(_rounding.narrowed,)
 )
