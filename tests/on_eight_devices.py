@@ -31,14 +31,13 @@ def subtracted(entry):
     return Entry(entry.name, lambda: optax.chain(entry.make(), optax.scale(-1)), {})
 
 
-CONSTRAINED = [entry for entry in ALL if entry.factory is optwd.decay.constrained]
 MEASURING = (
-    *map(subtracted, CONSTRAINED),
+    *(subtracted(entry) for entry in ALL if entry.measures),
     Entry("monitor", lambda: optwd.monitor(optwd.decay.linear(0.1), "decay"), {}),
     Entry("monitor_rounding", optwd.monitor_rounding, {}),
 )
 ELEMENTWISE = (
-    *(entry for entry in ALL if entry not in CONSTRAINED),
+    *(entry for entry in ALL if not entry.measures),
     bfloat16("adamw in bfloat16, compensated", optwd.compensate_rounding),
     bfloat16("adamw in bfloat16, stochastic", optwd.round_stochastically, seed=0),
 )

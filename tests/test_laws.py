@@ -632,13 +632,13 @@ def test_hyperparameters_are_checked_when_concrete(entry: Entry):
         & set(entry.factory.__code__.co_varnames)
         for v in NOT_RATES
     ]
-    assert cases or entry.narrow
+    assert cases or entry.narrow or entry.decay is None
     for name, value in cases:
         with pytest.raises(ValueError, match=rf"{name} must be in \[0, .*\), got "):
             entry.make(**{name: value})
     if entry.decay:
         for value in (True, "0.1", None, 1j, np.bool_(True)):
-            with pytest.raises(TypeError, match=f"{entry.decay} must be a real number"):
+            with pytest.raises(TypeError, match=rf"{entry.decay} must be a (real )?number"):
                 entry.make(**{entry.decay: value})
         with pytest.raises(ValueError, match=r"one number .* array of shape \(2,\)"):
             entry.make(**{entry.decay: jnp.ones(2)})
