@@ -54,6 +54,7 @@ OWN = {  # tests of each module, from the most specific to the most general
     ],
     "_paths": ["laws", "masks", "decay", "report", "tabulate"],
     "_precision": ["precision", "bfloat16", "laws", "hard_cases"],
+    "_rotation": ["monitor", "rotation"], "_diagnose": ["monitor", "report", "tabulate"],
     "_rounding": ["precision", "moments", "bfloat16"],
     "_rule": ["equations", "decay", "laws", "hard_cases"],
     "_serialization": ["serialization"],
@@ -68,7 +69,8 @@ GROUPS = {  # of modules that have the same tests
     **dict.fromkeys(("rates", "_planners", "_equilibrium"), RATES),
     **dict.fromkeys(("masks", "_mask_tree", "_globs", "_decide", "_standard"), MASKS),
     **dict.fromkeys(("decay", "_anchors", "_norms"), DECAY),
-    "_probe": ["audit"], "_verdict": ["audit"],
+    "_probe": ["audit"],
+    "_verdict": ["audit"],
 }
 TESTS = OWN | GROUPS
 
@@ -237,10 +239,9 @@ class Tests:
         sys.path.insert(0, str(project))
         self.failed, self.session = None, None
         self.limit += time.process_time()
-        options = "-x -n0 --tb=no -p no:cacheprovider -W ignore::pytest.{}".format(
-            "PytestAssertRewriteWarning"
-        )
-        code = pytest.main([*options.split(), *self.files], plugins=[self])
+        options = ["-x", "-n0", "--tb=no", "-p", "no:cacheprovider"]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        code = pytest.main([*options, *self.files], plugins=[self])
         if code and not (self.session and self.session.shouldstop):
             self.failed = self.failed or True
         end.send((self.failed, self.seconds))
