@@ -198,7 +198,8 @@ def run(
         multipliers = _paths.align("mask", factors, updates, treedef)
     # Once for all leaves with the same multiplier; arithmetic makes a constant part of the
     # traced program, where the call of a leaf need not hold it.
-    scaled = {k: scalars if k == 1.0 else scalars * k for k in {*multipliers} - {None}}
+    distinct = {k for k in multipliers if isinstance(k, float)}
+    scaled = {k: scalars if k == 1.0 else scalars * k for k in distinct}
     idle = {k for k, s in scaled.items() if factors is not None and _is_zero(k, s)}
     scaled = jax.tree.map(lambda s: jnp.asarray(s, float) * 1, scaled)
 

@@ -327,5 +327,5 @@ def _nesterov_trace(g, m, decay):
 _ADAM = Equation(_adam, next_moments)
 _NADAM = Equation(_nadam, next_moments)
 _AMSGRAD = Equation(_amsgrad, _amsgrad_moments, _amsgrad_maximum)
-_TRACE = Equation(_trace, _next_trace, store=(_rounding.nearest,))
-_NESTEROV_TRACE = Equation(_nesterov_trace, _next_trace, store=(_rounding.nearest,))
+_TRACE = Equation(_trace, _next_trace, store=(_rounding.narrowed,))
+_NESTEROV_TRACE = Equation(_nesterov_trace, _next_trace, store=(_rounding.narrowed,))

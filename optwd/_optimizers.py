@@ -9,7 +9,7 @@ from typing import Any, Literal
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from optwd import decay, rates
+from optwd import _check, decay, rates
 from optwd._check import ScalarOrSchedule
 from optwd._l2 import add_l2
 from optwd._learning_rate import scale_by_learning_rate
@@ -440,4 +440,5 @@ def _peak(learning_rate: ScalarOrSchedule) -> float:
 def _momentum(momentum: Any, nesterov: bool, accumulator_dtype: Any) -> Any:
     if momentum is None:
         return optax.identity()
+    momentum = _check.number("momentum", momentum, below=1.0)
     return trace(momentum, nesterov, accumulator_dtype)

@@ -54,6 +54,7 @@ OWN = {  # tests of each module, from the most specific to the most general
     ],
     "_paths": ["laws", "masks", "decay", "report", "tabulate"],
     "_precision": ["precision", "bfloat16", "laws", "hard_cases"],
+    "_rotation": ["monitor", "rotation"], "_diagnose": ["monitor", "report", "tabulate"],
     "_rounding": ["precision", "moments", "bfloat16"],
     "_rule": ["equations", "decay", "laws", "hard_cases"],
     "_serialization": ["serialization"],
@@ -62,13 +63,14 @@ OWN = {  # tests of each module, from the most specific to the most general
 }  # fmt: skip
 RATES = ["rates", "equilibrium", "couplings", "equations", "warm_restarts"]
 MASKS = ["masks", "standard_mask", "report", "laws"]
-DECAY = ["equations", "decay", "stacked_layers", "facts", "laws", "hard_cases"]
+DECAY = ["equations", "decay", "norms", "stacked_layers", "facts", "laws", "hard_cases"]
 COMPAT = ["compat", "compat_golden", "conventions", "conventions_rows", "known_lines"]
 GROUPS = {  # of modules that have the same tests
     **dict.fromkeys(("rates", "_planners", "_equilibrium"), RATES),
     **dict.fromkeys(("masks", "_mask_tree", "_globs", "_decide", "_standard"), MASKS),
     **dict.fromkeys(("decay", "_anchors", "_norms"), DECAY),
-    "_probe": ["audit"], "_verdict": ["audit"],
+    "_probe": ["audit"],
+    "_verdict": ["audit"],
 }
 TESTS = OWN | GROUPS
 
@@ -81,7 +83,7 @@ def tests_of(module: str) -> list[str]:
             f"parity/{path.stem.removeprefix('test_')}"
             for path in sorted((ROOT / "tests/parity").glob("test_compat_*.py"))
         ]
-        own = [f for f in frameworks if f.endswith(module.split("/")[1].split("_")[0])]
+        own = [f for f in frameworks if f.removeprefix("parity/compat_") in module]
         shared = "/_" in module
         names = [*COMPAT, "equations", "parity/carried_over"]
         names += frameworks if shared and not own else own
@@ -237,10 +239,9 @@ class Tests:
         sys.path.insert(0, str(project))
         self.failed, self.session = None, None
         self.limit += time.process_time()
-        options = "-x -n0 --tb=no -p no:cacheprovider -W ignore::pytest.{}".format(
-            "PytestAssertRewriteWarning"
-        )
-        code = pytest.main([*options.split(), *self.files], plugins=[self])
+        options = ["-x", "-n0", "--tb=no", "-p", "no:cacheprovider"]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        code = pytest.main([*options, *self.files], plugins=[self])
         if code and not (self.session and self.session.shouldstop):
             self.failed = self.failed or True
         end.send((self.failed, self.seconds))
@@ -252,7 +253,6 @@ def main() -> None:
         "modules",
         nargs="*",
         metavar="module[:line]",
-        default=MODULES,
         help="all by default",
     )
     parser.add_argument("--list", action="store_true", help="print the mutants only")
@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="of tests, for a mutant")
     arguments = parser.parse_args()
     lines: dict[str, set[str]] = {}
-    for argument in arguments.modules:
+    for argument in arguments.modules or filter(tests_of, MODULES):
         module, _, line = argument.partition(":")
         lines.setdefault(module, set()).update([line] if line else [])
     if unknown := set(lines) - set(MODULES):

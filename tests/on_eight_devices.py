@@ -32,23 +32,22 @@ def subtracted(entry):
     return Entry(entry.name, lambda: optax.chain(entry.make(), optax.scale(-1)), {})
 
 
-OF_NORMS = (optwd.decay.constrained, optwd.decay.to_norm, optwd.scale_by_weight_norm)
-WITH_NORMS = [entry for entry in ALL if entry.factory in OF_NORMS]
 STACKED = [
     dataclasses.replace(
         entry,
         name=f"{entry.name}[stacked]",
         arguments={**entry.arguments, "stacked": "stack/0"},
     )
-    for entry in WITH_NORMS
+    for entry in ALL
+    if entry.measures
 ]
 MEASURING = (
-    *map(subtracted, WITH_NORMS + STACKED),
+    *map(subtracted, [*(entry for entry in ALL if entry.measures), *STACKED]),
     Entry("monitor", lambda: optwd.monitor(optwd.decay.linear(0.1), "decay"), {}),
     Entry("monitor_rounding", optwd.monitor_rounding, {}),
 )
 ELEMENTWISE = (
-    *(entry for entry in ALL if entry not in WITH_NORMS),
+    *(entry for entry in ALL if not entry.measures),
     bfloat16("adamw in bfloat16, compensated", optwd.compensate_rounding),
     bfloat16("adamw in bfloat16, stochastic", optwd.round_stochastically, seed=0),
 )

@@ -19,8 +19,9 @@ class Entry:
     needs_params: bool = False
     decay: str | None = None  # the argument which, at 0, makes the decay disappear
     optimizer: bool = False  # its updates are added to the parameters
-    anchored: bool = False  # its state is made of the values of the parameters
-    per_tensor: bool = False  # its state holds one number a leaf
+    anchored: bool = False  # its state holds values of the parameters
+    per_tensor: bool = False  # its state holds one number per leaf
+    measures: bool = False  # it reduces a leaf to a number
     narrow: bool = False  # its state is in the dtype of the parameters, or of random bits
 
     def make(self, **changes: Any) -> optax.GradientTransformation:
@@ -38,16 +39,18 @@ def _decay(name, factory, **arguments):
     return Entry(name, factory, {"weight_decay": 0.1, **arguments}, True, "weight_decay")
 
 
+def _measuring(name, factory, arguments, decay=None):
+    return Entry(name, factory, arguments, True, decay, per_tensor=True, measures=True)
+
+
 def _constrained(name, **arguments):
     arguments = {"update_rate": 0.2, **arguments}
-    return Entry(
-        name, optwd.decay.constrained, arguments, True, "update_rate", per_tensor=True
-    )
+    return _measuring(name, optwd.decay.constrained, arguments, "update_rate")
 
 
 def _to_norm(name, **arguments):
     arguments = {"pull": 0.5, **arguments}
-    return Entry(name, optwd.decay.to_norm, arguments, True, "pull", per_tensor=True)
+    return _measuring(name, optwd.decay.to_norm, arguments, "pull")
 
 
 def _rounding(name, factory, **arguments):
@@ -90,7 +93,7 @@ TRANSFORMATIONS = [
     _constrained("decay.constrained[warm_start]", warm_start=2),
     dataclasses.replace(_to_norm("decay.to_norm"), anchored=True),
     _to_norm("decay.to_norm[radius]", radius=0.7),
-    Entry("scale_by_weight_norm", optwd.scale_by_weight_norm, {}, needs_params=True),
+    _measuring("scale_by_weight_norm", optwd.scale_by_weight_norm, {}),
     _rounding("compensate_rounding", optwd.compensate_rounding),
     _rounding("compensate_rounding[wide]", optwd.compensate_rounding, wide=True),
     _rounding("round_stochastically", optwd.round_stochastically, seed=0),

@@ -51,16 +51,16 @@ def counted(function, n):
     return chex.assert_max_traces(function, n)
 
 
-def run(transformation, steps=5, dtype=jnp.float32, jit=True):
+def run(transformation, steps=5, dtype=jnp.float32, jit=True, donate=True):
     """Parameters and state after some steps: in one trace, in place of their buffers."""
     params, step = tree(0, dtype), stepper(transformation)
     if jit:
-        step = jax.jit(counted(step, 1), donate_argnums=(0, 1))
+        step = jax.jit(counted(step, 1), donate_argnums=(0, 1) if donate else ())
     state = transformation.init(params)
     for t in range(steps):
         before = jax.tree.leaves((params, state))
         params, state = step(params, state, tree(t + 1, dtype))
-        assert all(x.is_deleted() == jit for x in before)
+        assert all(x.is_deleted() == (jit and donate) for x in before)
     return params, state
 
 
@@ -413,7 +413,8 @@ def test_inject_hyperparams(entry: Entry):
     )
     plain = entry.make(learning_rate=schedule)
     # a traced b2 is known to float32 only, and this is what that costs
-    assert_close(run(injected)[0], run(plain)[0], rtol=1e-5, atol=1e-6)
+    got = run(injected, donate=False)[0]  # Optax does not read the hyperparameters it had
+    assert_close(got, run(plain)[0], rtol=1e-5, atol=1e-6)
     state = injected.init(tree(0))
     np.testing.assert_allclose(state.hyperparams["learning_rate"], 0.01)
 
@@ -632,13 +633,13 @@ def test_hyperparameters_are_checked_when_concrete(entry: Entry):
         & set(entry.factory.__code__.co_varnames)
         for v in NOT_RATES
     ]
-    assert cases or entry.narrow or not entry.arguments
+    assert cases or entry.narrow or entry.decay is None
     for name, value in cases:
         with pytest.raises(ValueError, match=rf"{name} must be in \[0, .*[])], got "):
             entry.make(**{name: value})
     if entry.decay:
         for value in (True, "0.1", None, 1j, np.bool_(True)):
-            with pytest.raises(TypeError, match=f"{entry.decay} must be a real number"):
+            with pytest.raises(TypeError, match=rf"{entry.decay} must be a (real )?number"):
                 entry.make(**{entry.decay: value})
         with pytest.raises(ValueError, match=r"one number .* array of shape \(2,\)"):
             entry.make(**{entry.decay: jnp.ones(2)})

@@ -4,9 +4,9 @@
   from an eager `init`, from `jit(init)` and with `out_shardings`, under Auto and Explicit
   axes; a step keeps them there, and is traced once;
 - results equal those of one device, and stochastic rounding the very same bits;
-- what is elementwise compiles to no collective at all; `decay.constrained`, `monitor` and
-  `monitor_rounding` reduce some numbers of each sharded leaf, and nothing larger;
-- inside `shard_map` these three refuse shards; all others are right.
+- what is elementwise compiles to no collective at all; what measures, such as `monitor`,
+  reduces numbers of each sharded leaf, and nothing larger;
+- inside `shard_map` what measures refuses shards; all others are right.
 """
 
 import re

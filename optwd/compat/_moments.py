@@ -425,5 +425,5 @@ _RADAM = Equation(_radam, next_moments)
 _NADAM = Equation(_nadam, next_moments)
 _NADAM_ONE_CORRECTION = Equation(_nadam_one_correction, next_moments)
 _DAMPENED_TRACE = Equation(
-    _dampened_trace, _next_dampened_trace, store=(_rounding.nearest,)
+    _dampened_trace, _next_dampened_trace, store=(_rounding.narrowed,)
 )
