@@ -36,6 +36,7 @@ __all__ = [
     "Convention",
     "DampenedTraceState",
     "NadamState",
+    "algoperf",
     "big_vision",
     "composer",
     "convert_weight_decay",

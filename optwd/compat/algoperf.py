@@ -37,7 +37,7 @@ def nadamw(
 
     Args:
       learning_rate: ηₜ ≥ 0: a number, or a schedule of the step (0 at the first).
-      b1, b2, eps, eps_root: See `optwd.scale_by_adam`.
+      b1: See `optwd.scale_by_adam`, also for ``b2``, ``eps`` and ``eps_root``.
       weight_decay: λ ≥ 0, scaled by the learning rate.
       weight_decay_mask: to which leaves; see `optwd.decay.linear`. AlgoPerf's own baseline
         gives none, so norms, biases and embeddings decay.
