@@ -149,6 +149,7 @@ _POWERS = {  # of the learning rate and of its schedule
     "learning rate": (1.0, 1.0),
     "schedule": (0.0, 1.0),
     "learning rate × schedule": (1.0, 2.0),
+    "learning rate²": (2.0, 2.0),
     "nothing": (0.0, 0.0),
 }
 
