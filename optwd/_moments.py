@@ -201,7 +201,7 @@ def scale_by(
     nu_dtype: Any,
     more: Callable[[Any, Any, Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """A transformation that keeps a first moment `mu`, and squares whose names begin `nu`."""
+    """A transformation that keeps a first moment `mu`, and squares named `nu…`."""
     b1 = _check.number("b1", b1, below=1.0)
     b2 = _check.number("b2", b2, below=1.0)
     eps, eps_root = _check.number("eps", eps), _check.number("eps_root", eps_root)

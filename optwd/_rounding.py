@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 # x, the dtype in which it is kept, and what its chance is drawn from
-Store = Callable[[jax.Array, Any, Any], jax.Array]
+Store = Callable[[Any, Any, Any], jax.Array]
 BITS = 32  # of a chance, an unsigned integer: chance / 2³² is in [0, 1)
 
 

@@ -272,7 +272,9 @@ def test_measuring_reduces_numbers_and_nothing_larger(entry, axis_type):
     assert all(map(reduction.fullmatch, found)), found
 
 
-@pytest.mark.parametrize("entry", [e for e in MEASURING if "stacked" not in e.name], ids=str)
+@pytest.mark.parametrize(
+    "entry", [e for e in MEASURING if "stacked" not in e.name], ids=str
+)
 def test_measuring_needs_one_reduction_if_all_leaves_lie_alike(entry):
     mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
     params = [{str(n): jnp.ones((8, n)) for n in range(1, 6)}]

@@ -4,7 +4,7 @@
 learning rate and acts on the weights before the step.
 """
 
-import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 
@@ -12,11 +12,12 @@ from jax.typing import ArrayLike
 
 from optwd import masks, rates
 from optwd._check import ScalarOrSchedule
+from optwd._decide import Decision
 from optwd._paths import Leaf
 from optwd.compat import _parts
 from optwd.compat._moments import scale_by_adam_eps_hat, scale_by_amsgrad_raw_eps_hat
 from optwd.compat._parts import Optimizer
-from optwd.masks import Decision, Mask, MaskError, MaskLike
+from optwd.masks import Mask, MaskError, MaskLike
 
 __all__ = ["adam", "adamw", "exclude_from_weight_decay", "sgd"]
 
@@ -154,15 +155,9 @@ def exclude_from_weight_decay(var_names: Sequence[str]) -> Mask:
     Source: Keras 3.15, ``keras/src/optimizers/base_optimizer.py``.
     """
     masks.regex(*var_names)  # checks them
-    return ~_InTheName(tuple(var_names))
-
-
-@dataclasses.dataclass(frozen=True)
-class _InTheName(Mask):
-    patterns: tuple[str, ...]
-
-    def _decide(self, leaves: list[Leaf]) -> list[Decision]:
-        return _found_in_name(self.patterns, leaves)
+    patterns = tuple(var_names)
+    said = f"exclude_from_weight_decay({list(patterns)!r})"
+    return ~Mask(said, functools.partial(_found_in_name, patterns))
 
 
 def _found_in_name(patterns: tuple[str, ...], leaves: list[Leaf]) -> list[Decision]:

@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 
 from optwd import decay, masks
 from optwd._check import ScalarOrSchedule
-from optwd._with_weight_decay import with_weight_decay
 from optwd._precision import in_float32
+from optwd._with_weight_decay import with_weight_decay
 from optwd.compat import _parts
 from optwd.compat._moments import scale_by_adam_eps_hat, scale_by_amsgrad_raw_eps_hat
 from optwd.compat._parts import Optimizer
@@ -179,4 +179,4 @@ def _mask(decay_var_list: Any) -> MaskLike:
     if not decay_var_list:
         return False
     globs = all(isinstance(name, str) for name in decay_var_list)
-    return masks.path(*decay_var_list) if globs else decay_var_list
+    return masks.path(*decay_var_list) if globs else list(decay_var_list)
