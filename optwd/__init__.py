@@ -41,6 +41,7 @@ from optwd._probe import Loop as Loop
 from optwd._rotation import monitor_rotation as monitor_rotation
 from optwd._rule import DecayState as DecayState
 from optwd._serialization import register_for_export as register_for_export
+from optwd._shards import replicated as replicated
 from optwd._tabulate import tabulate as tabulate
 from optwd._with_weight_decay import with_weight_decay as with_weight_decay
 from optwd.decay import AnchorState as AnchorState

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optwd import _check, _dtypes, _paths, _rounding, _zeros
+from optwd import _check, _dtypes, _paths, _rounding, _shards, _zeros
 from optwd._paths import PyTree
 
 
@@ -38,8 +38,13 @@ class Equation:
         read: Callable[..., Any],
         *stages: Callable[..., Any],
         store: Sequence[_rounding.Store] = (),
+        measures: str = "",
     ) -> None:
-        """`store` rounds each tree of the state; without it, by the chance of the step."""
+        """`store` rounds each tree of the state; without it, by the chance of the step.
+
+        `measures` is the name of what sees whole leaves, and refuses shards of them.
+        """
+        self.measures = measures
         self.on_leaf = jax.jit(functools.partial(_on_leaf, read, stages, store))
 
 
@@ -216,6 +221,8 @@ def run(
             drawn = chance[i] if isinstance(chance, list) else chance
             for name, x in zip(columns, kept, strict=True):
                 _fit(updates, i, name, u, x, fields)
+            if equation.measures:
+                _shards.refuse(equation.measures, u, *p)
             u, kept = equation.on_leaf((u, *p), kept, scaled[k], drawn)
         results.append((u, kept))
 

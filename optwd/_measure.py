@@ -81,33 +81,6 @@ def over(numbers: jax.Array, x: jax.Array) -> jax.Array:
     return numbers.reshape(numbers.shape + (1,) * (x.ndim - numbers.ndim))
 
 
-def refuse_shards(name: str, *trees: PyTree) -> None:
-    """Raise inside of `jax.shard_map` where a leaf may be a shard of its tensor.
-
-    `jax.pmap` is one as well in newer JAX. There, a sum over a leaf is the sum over what
-    this device has of it.
-    """
-    manual = jax.sharding.get_abstract_mesh().manual_axes
-    if not manual:
-        return
-    # Everything looks the same on all devices where shard_map does not check (check_vma).
-    checked = _varying(jax.lax.axis_index(manual[0]))
-    for x in jax.tree.leaves(trees):
-        if axes := _varying(x) if checked else manual:
-            raise ValueError(
-                f"{name} measures whole tensors, and inside shard_map (or pmap) over the "
-                f"axes {tuple(axes)} it may see shards. Update outside of it, under jit; "
-                "or, where every device has the whole, in shard_map with check_vma=True."
-            )
-
-
-def _varying(x: Any) -> Iterable[Any]:
-    """The axes along which `x` may differ from device to device."""
-    aval: Any = jax.typeof(x)
-    kind = getattr(aval, "manual_axis_type", aval)  # as of JAX 0.10
-    return sorted(getattr(kind, "varying", getattr(kind, "vma", ())))
-
-
 def norm(tree: PyTree) -> jax.Array:
     """The Euclidean norm over all floating leaves, as a float32 of shape ()."""
     return jnp.sqrt(

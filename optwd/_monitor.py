@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optwd import _check, _measure, _paths
+from optwd import _check, _measure, _paths, _shards
 
 
 class MonitorState(NamedTuple):
@@ -121,7 +121,7 @@ def _monitored(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         before, new, inner = both(updates, state.inner, params, extra)
-        _measure.refuse_shards(f"{kind} {name!r}", before, new)
+        _shards.refuse(f"{kind} {name!r}", before, new)
         metrics = measured(_measure.norm(before), _measure.distance(new, before))
         return new, MonitorState(inner, metrics)
 
@@ -162,7 +162,7 @@ def monitor_rounding() -> optax.GradientTransformationExtraArgs:
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del state, extra
         _check.need_params("monitor_rounding", params)
-        _measure.refuse_shards("monitor_rounding", updates, params)
+        _shards.refuse("monitor_rounding", updates, params)
         lost = _measure.share_lost(updates, params)
         return updates, MonitorState((), {"rounding/lost": lost})
 

@@ -247,13 +247,12 @@ def to_norm(
 @functools.cache
 def _to_weight_norm(depth: int) -> Equation:
     def rescaled(u, p, factor):
-        _measure.refuse_shards("scale_by_weight_norm", u, p)
         of_u, of_p = (_measure.over(_measure.norms(x, depth), x) for x in (u, p))
         # The quotient of the norms may be beyond float32 where the result is not.
         unit = u / jnp.where(of_u == 0, 1, of_u)
         return jnp.where((of_u == 0) | (of_p == 0), u, unit * (factor * of_p))
 
-    return Equation(rescaled)
+    return Equation(rescaled, measures="scale_by_weight_norm")
 
 
 def _per_matrix(name: str, stacked: Any, value: float) -> Field:
@@ -291,7 +290,6 @@ def _full(p: Any, depth: int, value: Any) -> jax.Array:
 
 
 def _to_norm(u, p, radius, k):
-    _measure.refuse_shards("decay.to_norm", u, p)
     new = p - u
     norm = _measure.norms(new, radius.ndim)
     free = (k == 0) | (radius == 0) | (norm == 0)
@@ -311,7 +309,6 @@ def _take_bound(u, p, multiplier, bound, mu):
 
 def _mean_squares(p, bound):
     """Finite, also where squares are not: a bound of inf says that there is none."""
-    _measure.refuse_shards("decay.constrained", p)
     finite = jnp.finfo(bound.dtype).max
     return jnp.minimum(_measure.mean_squares(p, bound.ndim), finite)
 
@@ -322,9 +319,10 @@ def _constrained(u, p, multiplier, bound, mu):
 
 _MOST = 0.25  # of Λ: 2Λθ takes away half of the weights, never all of them
 
-_TO_NORM = Equation(_to_norm)
-_CONSTRAINED = Equation(_constrained, _next_multiplier)
-_TAKE_BOUND = Equation(_constrained, _take_bound, _next_multiplier)
+_NAME = "decay.constrained"
+_TO_NORM = Equation(_to_norm, measures="decay.to_norm")
+_CONSTRAINED = Equation(_constrained, _next_multiplier, measures=_NAME)
+_TAKE_BOUND = Equation(_constrained, _take_bound, _next_multiplier, measures=_NAME)
 
 
 def _from_step(first: Any, rate: Any) -> optax.Schedule:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optwd import _check, _dtypes, _leafwise, _measure, _paths, masks
+from optwd import _check, _dtypes, _leafwise, _measure, _paths, _shards, masks
 from optwd._check import ScalarOrSchedule
 from optwd._monitor import MonitorState
 from optwd.masks import MaskLike
@@ -82,7 +82,7 @@ def monitor_rotation(
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del extra
         _check.need_params("monitor_rotation", params)
-        _measure.refuse_shards("monitor_rotation", updates, params)
+        _shards.refuse("monitor_rotation", updates, params)
         step = _check.at_step("learning_rate", eta, state.inner)
         rho = step * _check.at_step("weight_decay", lamda, state.inner)
         weights, treedef = jax.tree.flatten(params)

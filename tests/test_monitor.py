@@ -278,3 +278,40 @@ def test_the_share_of_decay(make):
 def test_metrics_of_no_state(state):
     with pytest.raises(TypeError, match=r"the state of an optimizer, .* got "):
         metrics(state)
+
+
+# --- pmap --------------------------------------------------------------------------------
+
+MEASURING = {
+    "monitor": monitor(decay.linear(0.1), "decay"),
+    "monitor_rounding": monitor_rounding(),
+    "monitor_rotation": optwd.monitor_rotation(0.1, 0.1),
+    "decay.constrained": decay.constrained(0.1, update_rate=0.1),
+    "decay.to_norm": decay.to_norm(0.5, radius=1.0),
+    "scale_by_weight_norm": optwd.scale_by_weight_norm(),
+    "compat.timm.adamw": optwd.compat.timm.adamw(0.1, caution=True),
+}
+
+
+@pytest.mark.parametrize("name", MEASURING)
+def test_pmap_measures_replicated_leaves_if_told_so(name):
+    """Refused before and after: what was traced for one is not used for the other."""
+    tx = MEASURING[name]
+    theta, g = jnp.array([[3.0, -4.0]]), jnp.array([[0.5, 0.25]])
+    expected = jax.jit(tx.update)(g, tx.init(theta), theta)
+
+    def inside(tx):
+        step = jax.pmap(lambda g, p: tx.update(g, tx.init(p), p))
+        return jax.tree.map(lambda x: x[0], step(g[None], theta[None]))
+
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=rf"^{name}.* wrap the optimizer in optwd.repl"
+        ):
+            inside(tx)
+        for a, b in zip(
+            jax.tree.leaves(inside(optwd.replicated(tx))),
+            jax.tree.leaves(expected),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-6)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optwd import _leafwise, _measure, rates
+from optwd import _leafwise, rates
 from optwd._check import ScalarOrSchedule
 from optwd._moments import scale_by_adam
 from optwd.compat import _parts
@@ -100,9 +100,8 @@ def _cautious(direction: optax.GradientTransformationExtraArgs) -> Optimizer:
 
 
 def _agreeing(u, g, s):
-    _measure.refuse_shards("compat.timm.adamw with caution=True", u)
     agrees = (u * g > 0).astype(u.dtype)
     return u * (agrees / jnp.maximum(jnp.mean(agrees), 1e-3))
 
 
-_AGREEING = _leafwise.Equation(_agreeing)
+_AGREEING = _leafwise.Equation(_agreeing, measures="compat.timm.adamw with caution=True")
