@@ -197,7 +197,7 @@ KNOWN = {
         lambda lr, wd: optwd.with_weight_decay(
             optax.adam(lr), decay.constrained(0.1, update_rate=wd)
         ),
-        entangled(0, 0, 1),
+        entangled(0, 0, None),
     ),
     # compat
     "compat.torch.adam": (simple(compat.torch.adam), PENALTY),
