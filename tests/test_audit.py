@@ -300,10 +300,9 @@ def check(make, expected):
 
 
 QUICK = (
-    "optax.lion",
     "optax.lamb",
-    "optax.novograd",
     "contrib.cocob",
+    "sgdw",
     "sgd_l2 with momentum",
     "cautious",
     "proximal",
@@ -475,6 +474,7 @@ def test_a_penalty_of_the_wrong_sign_grows_too():
     assert found.problems[0].startswith("weights grow")
 
 
+@pytest.mark.slow
 def test_lion_is_coupled_in_one_precision_only():
     """In bitsandbytes #1992 Lion's decay joins the gradient in 32 bit, not in 8 bit."""
 
@@ -490,6 +490,7 @@ def test_lion_is_coupled_in_one_precision_only():
     assert (lion(32).form, lion(8).form) == ("coupled", "decoupled")
 
 
+@pytest.mark.slow
 def test_the_order_of_the_decay_and_the_step():
     """In bitsandbytes #1993 it is after the step on one backend, before it on another."""
 
@@ -552,6 +553,7 @@ def test_rates_above_one():
     assert "rates above 1" not in problems(KNOWN["adamw by nothing"][0], weight_decay=0.5)
 
 
+@pytest.mark.slow
 def test_decay_in_the_first_step_only():
     def make(lr, wd):
         once = decay.linear(lambda t: jnp.where(t == 0, wd, 0.0))
@@ -630,6 +632,7 @@ def test_noisy_sgd_and_its_seed():
     assert found.leaves["kernel"].survives.bfloat16 is None  # noise alone moves the weights
 
 
+@pytest.mark.slow
 def test_partition_and_masked():
     labels = {"kernel": "decayed", "bias": "plain"}
 
@@ -676,6 +679,7 @@ def test_complex_leaves():
         np.testing.assert_allclose(leaf.rates, rates_)
 
 
+@pytest.mark.slow
 def test_integers_that_are_eaten():
     params = {"kernel": np.ones((3, 2)), "step": np.ones(3, np.int32)}
     found = audit(simple(optwd.adamw), params)
@@ -691,6 +695,7 @@ def test_integers_that_are_eaten():
 # --- rounding ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_left_in_bfloat16():
     wide = {"kernel": np.ones((16, 16), np.float32)}
 
