@@ -168,11 +168,12 @@ def _matches(leaf: LeafAudit, row: Convention, eta: float, lam: float) -> bool:
     if row.acts_on == "gradient":
         form = "decoupled" if row.plain else "coupled"
         return leaf.form == form and leaf.l2 == row.factor
+    form = "cautious" if "where" in row.acts_on else "decoupled"
     powers = (*_POWERS[row.scaled_by], 1.0)
     rate = row.factor * lam * eta ** powers[0]
     return (
-        leaf.form == "decoupled"
-        and f"{leaf.acts_on} θ" == row.acts_on
+        leaf.form == form
+        and f"{leaf.acts_on} θ" == row.acts_on.removesuffix(" where uθ ≥ 0")
         and not leaf.remembers
         and all(seen in (None, p) for seen, p in zip(leaf.powers, powers, strict=True))
         and all(math.isclose(r, rate, rel_tol=1e-5) for r in leaf.rates)
