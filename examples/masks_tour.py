@@ -1,4 +1,4 @@
-"""One policy for weight decay on four frameworks: who decays, printed as tables.
+"""One policy for weight decay on four frameworks: which leaves decay, printed as tables.
 
 The policy is `masks.standard()`: kernels and matrices decay; biases, the scales of norms
 and embeddings do not. It reads the names that each framework gives to its parameters, so

@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import jax
+import numpy as np
 from jax.typing import ArrayLike
 
 from optwd import _decide, _dtypes, _globs, _mask_tree, _paths
@@ -384,7 +385,7 @@ def _called(mask: Callable[[Any], Any], params: PyTree) -> Any:
             f"the mask {mask!r} raised {type(error).__name__} when called with the "
             f"parameters: {error}. {hint}"
         ) from error
-    number = jax.tree_util.all_leaves([tree]) and not isinstance(tree, bool)
+    number = jax.tree_util.all_leaves([tree]) and not isinstance(tree, (bool, np.bool_))
     if number and not jax.tree_util.all_leaves([params]):
         raise MaskError(
             f"the mask {mask!r} gives {tree!r} when called with the parameters. {hint} "

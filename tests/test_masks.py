@@ -463,7 +463,7 @@ def test_bad_leaves_of_a_mask_tree_name_their_path(bad):
 def test_none_one_number_and_a_callable_are_masks():
     for mask, factor in ((None, 1.0), (True, 1.0), (False, 0.0), (0.5, 0.5)):
         assert set(jax.tree.leaves(masks.resolve(mask, PARAMS))) == {factor}
-    for mask, factor in ((True, 1.0), (False, 0.0)):
+    for mask, factor in ((True, 1.0), (False, 0.0), (np.bool_(True), 1.0)):
         assert set(jax.tree.leaves(masks.resolve(lambda _, k=mask: k, PARAMS))) == {factor}
     halves = masks.resolve(lambda p: jax.tree.map(lambda _: 0.5, p), PARAMS)
     assert set(jax.tree.leaves(halves)) == {0.5}
