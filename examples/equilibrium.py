@@ -10,7 +10,8 @@ independent from step to step and orthogonal to it (`rates.equilibrium_angle`,
 
 The learning rate holds for half of the run, then falls to a tenth along a line. Decay that
 it scales falls with it, so that weights turn more slowly; decay that nothing scales stays,
-so that they turn as fast as before and shrink. Learning rate and decay are high, so that so
+so that they would turn as fast as before and shrink. The prediction is of where weights
+settle at that learning rate; they follow late. Learning rate and decay are high, so that so
 short a run reaches its equilibrium, and batches are small, so that noise leads.
 """
 
@@ -153,7 +154,8 @@ def spread(runs, steps: int, network: str, last: bool) -> str:
         )
         if name == network and is_last(matrix) == last
     ]
-    return f"{min(found):.2f} to {max(found):.2f}"
+    least, largest = f"{min(found):.2f}", f"{max(found):.2f}"
+    return least if least == largest else f"{least} to {largest}"
 
 
 def draw(runs: dict[tuple[str, str], Run], title: str):
