@@ -37,6 +37,7 @@ DECAYS = {"learning_rate": SHARE / RATE, "nothing": SHARE}
 POLICY = masks.standard()  # kernels; biases, scales and embeddings do not decay
 LAYERS, WIDTH, LENGTH, ROWS = 2, 64, 64, 2  # of the transformer and its batches
 HIDDEN, BATCH = 64, 8  # of the other
+SMOOTH = 10  # steps over which the picture averages angles
 
 
 class Run(NamedTuple):
@@ -162,16 +163,22 @@ def draw(runs: dict[tuple[str, str], Run], title: str):
     """Angle above, size below: a line per matrix, and the prediction."""
     picture, axes = common.figure(len(runs), 13, 6, rows=2)
     for column, ((network, scaled_by), run) in enumerate(runs.items()):
-        measured = np.rad2deg(run.angle), run.rms
-        predicted = np.rad2deg(run.predicted[0]), run.predicted[1]
-        for row, label in enumerate(("angle per step (°)", "root mean square")):
+        t = np.arange(0, len(run.angle), SMOOTH)
+        angle = run.angle.reshape(len(t), SMOOTH, -1).mean(1)
+        measured = np.rad2deg(angle), run.rms[::SMOOTH]
+        predicted = np.rad2deg(run.predicted[0, ::SMOOTH]), run.predicted[1, ::SMOOTH]
+        for row, label in enumerate(
+            (f"angle per step (°), mean of {SMOOTH}", "root mean square")
+        ):
             axis = axes[row * len(runs) + column]
             axis.sharey(axes[row * len(runs)])
             for matrix, values in zip(run.matrices, measured[row].T, strict=True):
                 last = is_last(matrix)
                 color = common.VERMILION if last else common.BLUE
-                axis.plot(values, color=color, lw=0.8, label="the last" * last or "within")
-            axis.plot(predicted[row], "k--", lw=2, label="predicted")
+                axis.plot(
+                    t, values, color=color, lw=0.8, label="the last" * last or "within"
+                )
+            axis.plot(t, predicted[row], "k--", lw=2, label="predicted")
             axis.set(xlabel="step", yscale="log")
             axis.label_outer()
             if column == 0:
