@@ -10,7 +10,8 @@ independent from step to step and orthogonal to it (`rates.equilibrium_angle`,
 
 The learning rate holds for half of the run, then falls to a tenth along a line. Decay that
 it scales falls with it, so that weights turn more slowly; decay that nothing scales stays,
-so that they turn as fast as before and shrink. Learning rate and decay are high, so that so
+so that they would turn as fast as before and shrink. The prediction is of where weights
+settle at that learning rate; they follow late. Learning rate and decay are high, so that so
 short a run reaches its equilibrium, and batches are small, so that noise leads.
 """
 
@@ -36,6 +37,7 @@ DECAYS = {"learning_rate": SHARE / RATE, "nothing": SHARE}
 POLICY = masks.standard()  # kernels; biases, scales and embeddings do not decay
 LAYERS, WIDTH, LENGTH, ROWS = 2, 64, 64, 2  # of the transformer and its batches
 HIDDEN, BATCH = 64, 8  # of the other
+SMOOTH = 10  # steps over which the picture averages angles
 
 
 class Run(NamedTuple):
@@ -153,23 +155,30 @@ def spread(runs, steps: int, network: str, last: bool) -> str:
         )
         if name == network and is_last(matrix) == last
     ]
-    return f"{min(found):.2f} to {max(found):.2f}"
+    least, largest = f"{min(found):.2f}", f"{max(found):.2f}"
+    return least if least == largest else f"{least} to {largest}"
 
 
 def draw(runs: dict[tuple[str, str], Run], title: str):
     """Angle above, size below: a line per matrix, and the prediction."""
     picture, axes = common.figure(len(runs), 13, 6, rows=2)
     for column, ((network, scaled_by), run) in enumerate(runs.items()):
-        measured = np.rad2deg(run.angle), run.rms
-        predicted = np.rad2deg(run.predicted[0]), run.predicted[1]
-        for row, label in enumerate(("angle per step (°)", "root mean square")):
+        t = np.arange(0, len(run.angle), SMOOTH)
+        angle = run.angle.reshape(len(t), SMOOTH, -1).mean(1)
+        measured = np.rad2deg(angle), run.rms[::SMOOTH]
+        predicted = np.rad2deg(run.predicted[0, ::SMOOTH]), run.predicted[1, ::SMOOTH]
+        for row, label in enumerate(
+            (f"angle per step (°), mean of {SMOOTH}", "root mean square")
+        ):
             axis = axes[row * len(runs) + column]
             axis.sharey(axes[row * len(runs)])
             for matrix, values in zip(run.matrices, measured[row].T, strict=True):
                 last = is_last(matrix)
                 color = common.VERMILION if last else common.BLUE
-                axis.plot(values, color=color, lw=0.8, label="the last" * last or "within")
-            axis.plot(predicted[row], "k--", lw=2, label="predicted")
+                axis.plot(
+                    t, values, color=color, lw=0.8, label="the last" * last or "within"
+                )
+            axis.plot(t, predicted[row], "k--", lw=2, label="predicted")
             axis.set(xlabel="step", yscale="log")
             axis.label_outer()
             if column == 0:
