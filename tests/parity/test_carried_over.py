@@ -48,13 +48,18 @@ def loss(params):
     return jnp.mean((x - jnp.asarray(Y)) ** 2)
 
 
+GRADIENT = jax.jit(jax.grad(loss))  # compiled once for all runs
+
+
 @pytest.fixture
 def torch():
     torch = pytest.importorskip("torch")
-    before = torch.get_default_dtype()
+    before = torch.get_default_dtype(), torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)  # more would wait for one another
     yield torch
-    torch.set_default_dtype(before)
+    torch.set_default_dtype(before[0])
+    torch.set_num_threads(before[1])
 
 
 def model(torch):
@@ -84,12 +89,9 @@ def train(torch, net, optimizer, steps, rates=None):
 
 def follow(optimizer, state, params, expected, tolerance=1e-10):
     """Our steps from here against those that the source goes on to make."""
-    step = jax.jit(
-        lambda params, state: optimizer.update(jax.grad(loss)(params), state, params)
-    )
-    difference = 0.0
+    step, difference = jax.jit(optimizer.update), 0.0
     for there in expected:
-        updates, state = step(params, state)
+        updates, state = step(GRADIENT(params), state, params)
         params = optax.apply_updates(params, updates)
         here = {
             "0.weight": params["conv"]["kernel"].transpose(3, 2, 0, 1),
@@ -485,11 +487,11 @@ def test_optax(theirs, ours, form, x64):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape)), PARAMS)
     state, path = theirs.init(params), []
-    step = jax.jit(lambda p, s: theirs.update(jax.grad(loss)(p), s, p))
+    step = jax.jit(theirs.update)
     for t in range(STEPS):
         if t == CARRIED:
             carried = compat.optax.state_from(form(state), params, ours), params
-        updates, state = step(params, state)
+        updates, state = step(GRADIENT(params), state, params)
         params = optax.apply_updates(params, updates)
         path.append(
             {
