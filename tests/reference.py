@@ -152,7 +152,8 @@ def constrained(bound):
 
     def rule(u, p, mu):
         nonlocal multiplier
-        multiplier = max(0.0, multiplier + mu * (np.mean(np.abs(p) ** 2) - bound))
+        multiplier += mu * (np.mean(np.abs(p) ** 2) - bound)
+        multiplier = min(max(0.0, multiplier), 0.25)
         return u + multiplier * 2 * p
 
     return rule
@@ -182,5 +183,40 @@ def train(p, gradient, direction, learning_rate, penalty, decay):
     for t in range(len(gradient)):
         seen.append(gradient[t](p) + penalty(t) * p)
         p = p - learning_rate(t) * direction(seen)[-1] - decay(t) * p
+        path.append(p)
+    return path
+
+
+def to_norm(radius):
+    def rule(u, p, k):
+        new = p - u
+        norm = np.linalg.norm(new)
+        return p - new * (1 - k * (1 - radius / norm)) if radius and norm else u
+
+    return rule
+
+
+def weight_norm(u, p):
+    of_u, of_p = np.linalg.norm(u), np.linalg.norm(p)
+    return u * of_p / of_u if of_u and of_p else u
+
+
+def newton_schulz(x, coefficients, eps=1e-8):
+    """Muon's orthogonalisation of one matrix."""
+    x = x / (np.linalg.norm(x) + eps)
+    wide = x.shape[0] <= x.shape[1]
+    x = x if wide else x.T
+    for a, b, c in coefficients:
+        s = x @ x.T
+        x = a * x + (b * s + c * s @ s) @ x
+    return x if wide else x.T
+
+
+def on_sphere(p, directions, learning_rate):
+    """AdamH and MuonH as Levanter has them, from the directions u of one matrix."""
+    path = []
+    for t, u in enumerate(directions):
+        new = p - learning_rate(t) * u * np.linalg.norm(p) / max(np.linalg.norm(u), 1e-10)
+        p = new / np.linalg.norm(new) * np.linalg.norm(p)
         path.append(p)
     return path

@@ -5,15 +5,19 @@
 - cautious: equals linear where all agree, nothing where all disagree, zeros agree, also
   where the product would underflow;
 - proximal: closed form, never across zero, linear to first order;
-- toward: nothing at the anchor, linear towards zero, the anchor a copy of its own;
+- toward: nothing at the anchor, linear towards zero, the anchor a copy of its own, one
+  number or integers as well, and without memory for leaves that the mask leaves out;
 - constrained: nothing below an infinite bound, holds the statistic to a tight one, takes
   its bound at the warm start;
 - fixed points under a constant direction, with and without the learning rate;
 - no parameter-sized temporary; state through Orbax;
-- bad input raises, with the path, the value and the fix.
+- a rule is freed with its transformation;
+- bad input raises, with the path, the value and the fix, also from schedules.
 """
 
 import functools
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +26,7 @@ import optax
 import pytest
 
 import optwd
-from optwd import decay
+from optwd import decay, masks
 from tests import reference
 
 STEPS = 100
@@ -61,6 +65,10 @@ RULES = {
             mask=mask, warm_start=20, update_rate=rate
         ),
         lambda a, p: reference.warm_start(20),
+    ),
+    "to_norm": (
+        of_rate(lambda rate, mask: decay.to_norm(rate, None, mask)),
+        lambda a, p: reference.to_norm(np.linalg.norm(p)),
     ),
 }
 every_rule = pytest.mark.parametrize(("make", "expected"), RULES.values(), ids=RULES)
@@ -300,6 +308,60 @@ def test_toward_inside_masked_partition_and_map_params():
     assert state.step == 0
 
 
+def test_toward_one_number():
+    params = {"scale": jnp.float32([0.5, 3]), "w": jnp.ones((2, 2)), "n": jnp.arange(2)}
+    full = jax.tree.map(jnp.ones_like, params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    mask = masks.path("scale")
+    for number in (1, 1.0, np.float32(1), jnp.ones(())):
+        one, all_of_it = decay.toward(number, 0.5, mask), decay.toward(full, 0.5, mask)
+        state = one.init(params)
+        assert all(x.shape == () for x in jax.tree.leaves(state.anchor))
+        got, want = (
+            tx.update(zeros, tx.init(params), params)[0] for tx in (one, all_of_it)
+        )
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+        np.testing.assert_allclose(got["scale"], [-0.25, 1.0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64])
+def test_integer_anchors_take_the_dtype_of_the_parameter(dtype):
+    """The gradient used to be dropped too."""
+    params, u = {"w": jnp.ones(2, dtype)}, {"w": jnp.full(2, 4, dtype)}
+    tx = decay.toward({"w": np.array([0, 3])}, 0.5)
+    state = tx.init(params)
+    assert state.anchor["w"].dtype == dtype
+    np.testing.assert_allclose(tx.update(u, state, params)[0]["w"], [4.5, 3.0])
+
+
+@pytest.mark.parametrize("how", ["plain", "masked", "partition", "MultiSteps"])
+def test_no_anchor_where_nothing_decays(how):
+    params = {"body": {"w": jnp.ones((512, 512))}, "head": {"w": jnp.ones((8, 8))}}
+    mask = masks.path("head/**")
+    for tx in (decay.toward_init(0.5, mask), decay.toward(params, 0.5, mask)):
+        if how == "masked":
+            tx = optax.masked(tx, True)
+        if how == "partition":
+            tx = optax.partition({"all": tx}, "all")
+        if how == "MultiSteps":
+            tx = optax.MultiSteps(tx, 2).gradient_transformation()
+        moved = jax.tree.map(lambda p: p + 1, params)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        state = tx.init(params)
+        (anchors,) = (
+            x.anchor
+            for x in jax.tree.leaves(
+                state, is_leaf=lambda x: isinstance(x, optwd.AnchorState)
+            )
+            if isinstance(x, optwd.AnchorState)
+        )
+        assert sum(x.nbytes for x in jax.tree.leaves(anchors)) == 4 * 64 + 4
+        for _ in range(2 if how == "MultiSteps" else 1):
+            updates, state = jax.jit(tx.update)(zeros, state, moved)
+        np.testing.assert_allclose(updates["head"]["w"], 0.5)
+        assert not updates["body"]["w"].any()
+
+
 # --- constrained ---------------------------------------------------------------------
 
 
@@ -438,6 +500,26 @@ def test_a_masked_leaf_keeps_every_bit(make, expected):
     np.testing.assert_array_equal(*(np.asarray(x).view(np.uint32) for x in (got, u)))
 
 
+def test_a_rule_is_freed_with_its_transformation():
+    class Captured:
+        pass
+
+    captured = Captured()
+    alive = weakref.ref(captured)
+
+    def rule(u, p, rho, captured=captured):
+        return u + rho * p
+
+    tx, theta = decay.from_rule(rule, 0.1), jnp.ones(2)
+    update = jax.jit(tx.update)
+    update(theta, tx.init(theta), theta)
+    tx.update(theta, tx.init(theta), theta)
+    assert alive() is not None
+    del tx, update, rule, captured
+    gc.collect()
+    assert alive() is None
+
+
 # --- bad input -----------------------------------------------------------------------
 
 
@@ -473,3 +555,48 @@ def test_constrained_is_checked(arguments, message):
 def test_anchors_are_checked_at_init(anchor, message):
     with pytest.raises(ValueError, match=message):
         decay.toward(anchor, 0.1).init({"w": jnp.ones(2), "b": jnp.ones(3)})
+
+
+def test_complex_anchors_of_real_weights_are_refused():
+    with pytest.raises(TypeError, match="w: the parameter is of dtype float32, the anchor"):
+        decay.toward({"w": 1j * jnp.ones(2)}, 0.1).init({"w": jnp.ones(2)})
+
+
+@pytest.mark.parametrize("value", [-0.1, np.nan, np.inf])
+@pytest.mark.parametrize(
+    "make", [decay.linear, optwd.add_l2, decay.toward_init, optwd.sgdw, optwd.adam]
+)
+def test_what_a_schedule_returns_is_checked(make, value):
+    """The first value at init, also under jit and eval_shape; others if concrete."""
+    params = jnp.ones(2)
+    first = make(lambda t: jnp.where(t == 0, value, 0.1))
+    for init in (
+        first.init,
+        jax.jit(first.init),
+        functools.partial(jax.eval_shape, first.init),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"at step 0 must be in \[0, inf\), got .*{value}"
+        ):
+            init(params)
+    later = make(lambda t: jnp.where(t == 2, value, 0.1))
+    state = later.init(params)
+    for _ in range(2):
+        _, state = later.update(params, state, params)
+    with pytest.raises(ValueError, match="at step 2 must be in"):
+        later.update(params, state, params)
+    jax.jit(later.update)(params, state, params)  # which cannot know
+
+
+def test_warm_start_may_be_of_numpy_or_injected():
+    params = jnp.asarray(START, jnp.float32)
+    make = functools.partial(decay.constrained, update_rate=0.1)
+    want = make(warm_start=5)
+    for tx in (
+        make(warm_start=np.int64(5)),
+        make(warm_start=jnp.int32(5)),
+        optax.inject_hyperparams(decay.constrained)(warm_start=5, update_rate=0.1),
+    ):
+        directions = jnp.asarray(DIRECTIONS[:10], jnp.float32)
+        got, expected = (path_of(x, params, directions) for x in (tx, want))
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
