@@ -1,5 +1,7 @@
 """What weights are pulled towards: checked, copied, and kept only where it is needed."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

@@ -1,5 +1,7 @@
 """From metrics to sentences that a person can act on."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

@@ -10,6 +10,8 @@ whose variance and correlation from step to step are known exactly. The publishe
 formulas are their limits for small ``ρ``.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Any, Literal, get_args
 

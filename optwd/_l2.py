@@ -1,5 +1,7 @@
 """Coupled: the penalty joins the gradient, and goes through everything after it."""
 
+from __future__ import annotations
+
 import optax
 
 from optwd import _rule

@@ -5,6 +5,8 @@ at ``init``. The second moment of a complex parameter is real. Directions have t
 the gradients.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple

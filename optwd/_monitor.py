@@ -1,5 +1,7 @@
 """Measuring: what a part of an optimizer did in the last step."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

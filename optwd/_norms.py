@@ -1,5 +1,7 @@
 """What takes the norm of every matrix: the ratio of norms, a bound, the sphere."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Iterable

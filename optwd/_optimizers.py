@@ -4,6 +4,8 @@ Read a chain from top to bottom: what comes first touches the gradient first, an
 scaled by what comes after it.
 """
 
+from __future__ import annotations
+
 from typing import Any, Literal
 
 import optax

@@ -1,5 +1,7 @@
 """Which number: planners that take the numbers of a run and return a weight decay."""
 
+from __future__ import annotations
+
 import math
 from typing import Literal
 

@@ -8,6 +8,8 @@ average. Either wraps a finished optimizer:
     compensate_rounding(adamw(…))
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """Measuring rotation: is weight decay at its equilibrium?"""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,5 +1,7 @@
 """Whole leaves, or shards of them: where a sum over a leaf would be wrong."""
 
+from __future__ import annotations
+
 import contextlib
 import contextvars
 from collections.abc import Iterable, Iterator

@@ -1,5 +1,7 @@
 """The table: which leaves decay, and how fast."""
 
+from __future__ import annotations
+
 import collections
 import importlib.util
 import math

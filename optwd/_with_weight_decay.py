@@ -1,5 +1,7 @@
 """Decay for an optimizer that is already finished."""
 
+from __future__ import annotations
+
 import optax
 
 

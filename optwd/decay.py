@@ -13,6 +13,8 @@ an update that is itself added to the parameters, which multiplies them by ``1 +
 step. For an optimizer that is already finished use `optwd.with_weight_decay`.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

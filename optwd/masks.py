@@ -26,6 +26,8 @@ a leaf, and one policy can then serve every part. A part in which the policy cho
 of the leaves says so once, as a warning; ``mask=False`` says that this is meant.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import operator
@@ -97,13 +99,13 @@ class Mask:
         """
         return jax.tree.map(lambda k: bool(k) if k in (0, 1) else k, resolve(self, params))
 
-    def __and__(self, other: "Mask") -> "Mask":
+    def __and__(self, other: Mask) -> Mask:
         return _combined(_decide.both, "({} & {})", self, other)
 
-    def __or__(self, other: "Mask") -> "Mask":
+    def __or__(self, other: Mask) -> Mask:
         return _combined(_decide.either, "({} | {})", self, other)
 
-    def __invert__(self) -> "Mask":
+    def __invert__(self) -> Mask:
         return _combined(_decide.negated, "~{}", self)
 
     def __bool__(self) -> bool:

@@ -14,6 +14,8 @@ One rate, two places: with ``rate = by_schedule(λ, η, η_max)``
                                                           # AdamC: ηₜ²λ/η_max
 """
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike

@@ -1,5 +1,7 @@
 """A half-finished run: what another library kept, put into the state of our optimizer."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

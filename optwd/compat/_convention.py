@@ -1,5 +1,7 @@
 """What one row of the table of conventions says."""
 
+from __future__ import annotations
+
 from typing import Literal, NamedTuple
 
 Scaling = Literal[

@@ -4,6 +4,8 @@ In the equations ηₜ is the learning rate of the step, η_max its peak, λ the
 the weights before the step, û the direction of the optimizer.
 """
 
+from __future__ import annotations
+
 from optwd.compat._convention import Convention
 from optwd.compat._recipes import RECIPES
 

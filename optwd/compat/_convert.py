@@ -1,5 +1,7 @@
 """The number that means in one framework what another number means in another."""
 
+from __future__ import annotations
+
 import difflib
 import math
 import textwrap

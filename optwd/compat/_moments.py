@@ -3,6 +3,8 @@
 Their dtypes, domains and errors are those of `optwd.scale_by_adam`.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """What the modules of the frameworks share: the ends of their chains."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

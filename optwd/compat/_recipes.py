@@ -3,6 +3,8 @@
 O is Muon's orthogonalized momentum, s its factor for a matrix's shape.
 """
 
+from __future__ import annotations
+
 from optwd.compat._convention import Convention
 
 _AFTER_THE_STEP = "optwd.with_weight_decay(…, decay.linear(rates.by_learning_rate(λ, η)))"

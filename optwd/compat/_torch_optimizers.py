@@ -1,5 +1,7 @@
 """PyTorch's optimizers, under torch's argument names, defaults and arithmetic."""
 
+from __future__ import annotations
+
 from jax.typing import ArrayLike
 
 from optwd._check import ScalarOrSchedule

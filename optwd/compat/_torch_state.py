@@ -3,6 +3,8 @@
 No file is opened: arrays in, arrays out. Kernels are transposed on the way.
 """
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

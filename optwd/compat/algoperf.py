@@ -1,5 +1,7 @@
 """NAdamW as AlgoPerf and init2winit compute it."""
 
+from __future__ import annotations
+
 from jax.typing import ArrayLike
 
 from optwd._check import ScalarOrSchedule

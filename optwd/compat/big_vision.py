@@ -1,5 +1,7 @@
 """big_vision's recipe: one base rate, and (pattern, value) pairs for everything else."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import TypeVar
 

@@ -1,5 +1,7 @@
 """MosaicML Composer's optimizers: the decay follows the schedule, not the learning rate."""
 
+from __future__ import annotations
+
 from jax.typing import ArrayLike
 
 from optwd import rates

@@ -1,5 +1,7 @@
 """fastai's Adam and SGD: decoupled decay unless ``decouple_wd=False``."""
 
+from __future__ import annotations
+
 from jax.typing import ArrayLike
 
 from optwd._check import ScalarOrSchedule

@@ -4,6 +4,8 @@
 learning rate and acts on the weights before the step.
 """
 
+from __future__ import annotations
+
 import functools
 import re
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """Optax's own state: a run that began with an optimizer of Optax continues in ours."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -4,6 +4,8 @@ A schedule multiplier ηₜ, which is 1 at its peak, scales both the step and th
 scales only the step, so that the two can be tuned apart.
 """
 
+from __future__ import annotations
+
 from jax.typing import ArrayLike
 
 from optwd import rates

@@ -4,6 +4,8 @@ The weight decay is the whole rate: no learning rate scales it. Under a learning
 schedule give it a schedule of the same shape, as their documentation asks.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """timm's AdamW, with its corrected weight decay and its caution."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax.numpy as jnp

@@ -5,6 +5,8 @@ decay, for which torch needs parameter groups. What only says how torch computes
 (``foreach``, ``fused``, ``capturable``, ``differentiable``) is left out.
 """
 
+from __future__ import annotations
+
 from optwd.compat._torch_optimizers import adam as adam
 from optwd.compat._torch_optimizers import adamw as adamw
 from optwd.compat._torch_optimizers import nadam as nadam
