@@ -266,6 +266,8 @@ KNOWN = {
         PAPER,
     ),
 }
+# ηλ/(1 + ηλ), of which the double is not quite twice as much
+PROXIMAL = 1 + np.log2((1 + ETA * LAM) / (1 + 2 * ETA * LAM))
 LONG = {  # they take seconds to compile or to run
     "contrib.galore": (simple(optax.contrib.galore), OPTAX),
     "contrib.sophia": (
@@ -274,11 +276,11 @@ LONG = {  # they take seconds to compile or to run
     ),
     "contrib.momo": (
         lambda lr, wd: with_value(optax.contrib.momo(lr, weight_decay=wd)),
-        entangled(None, None, None),
+        entangled(PROXIMAL, 1, PROXIMAL),
     ),
     "contrib.momo_adam": (
         lambda lr, wd: with_value(optax.contrib.momo_adam(lr, weight_decay=wd)),
-        entangled(None, None, None),
+        entangled(PROXIMAL, 1, PROXIMAL),
     ),
 }
 
