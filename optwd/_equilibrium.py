@@ -60,7 +60,7 @@ def equilibrium_angle(
 
     Reference: Kosson et al., arXiv 2305.17212, for the limit of small ρ.
     """
-    rho = _rate(learning_rate, weight_decay, scaled_by, peak_learning_rate)
+    rho = rate_per_step(learning_rate, weight_decay, scaled_by, peak_learning_rate)
     b = _check.number("b1", b1, below=1.0)
     half = (rho * (1 - b) / (1 + (1 - rho) * b) / 2) ** 0.5  # sin(φ/2)
     arcsin: Any = math.asin if isinstance(half, float) else jnp.arcsin
@@ -103,7 +103,7 @@ def equilibrium_rms(
 
     Reference: Kosson et al., arXiv 2305.17212, for the limit of small ρ.
     """
-    rho = _rate(learning_rate, weight_decay, scaled_by, peak_learning_rate)
+    rho = rate_per_step(learning_rate, weight_decay, scaled_by, peak_learning_rate)
     b = _check.number("b1", b1, below=1.0)
     eta = _check.number("learning_rate", learning_rate)
     if isinstance(rho, float) and rho == 0.0:
@@ -149,7 +149,7 @@ def sgd_equilibrium_rms(
 
     Reference: Kosson et al., arXiv 2305.17212, for the limit of small ρ.
     """
-    rho = _rate(learning_rate, weight_decay, scaled_by, peak_learning_rate)
+    rho = rate_per_step(learning_rate, weight_decay, scaled_by, peak_learning_rate)
     mu = _check.number("momentum", momentum, below=1.0)
     eta = _check.number("learning_rate", learning_rate)
     kappa = _check.number("gradient", gradient)
@@ -196,7 +196,7 @@ def equilibrium_steps(
     >>> print(f"{equilibrium_steps(start, 1e-3, 0.1):,.0f}")
     11,222
     """
-    rho = _rate(learning_rate, weight_decay, scaled_by, peak_learning_rate)
+    rho = rate_per_step(learning_rate, weight_decay, scaled_by, peak_learning_rate)
     initial = _check.number("initial", initial)
     within = positive("within", within, below=1.0)
     if power not in (2, 4):
@@ -250,7 +250,7 @@ def sphere_learning_rate(
 
     Reference: Kosson et al., arXiv 2305.17212, for the limit of small ρ.
     """
-    rho = _rate(learning_rate, weight_decay, scaled_by, peak_learning_rate)
+    rho = rate_per_step(learning_rate, weight_decay, scaled_by, peak_learning_rate)
     if isinstance(rho, float) and rho == 1.0:
         raise ValueError("decay takes all of the weights per step; give a smaller one.")
     b = _check.number("b1", b1, below=1.0)
@@ -273,7 +273,7 @@ def one_of(name: str, value: Any, literal: Any) -> None:
         raise ValueError(f"{name} must be one of {words}; got {value!r}.")
 
 
-def _rate(learning_rate: Any, weight_decay: Any, scaled_by: str, peak: Any) -> Any:
+def rate_per_step(learning_rate: Any, weight_decay: Any, scaled_by: str, peak: Any) -> Any:
     """ρ, what decay takes of the weights per step."""
     eta = _check.number("learning_rate", learning_rate)
     lam = _check.number("weight_decay", weight_decay)

@@ -6,20 +6,20 @@ scaled by what comes after it.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from optwd import _check, decay, rates
 from optwd._check import ScalarOrSchedule
+from optwd._equilibrium import ScaledBy
 from optwd._l2 import add_l2
 from optwd._learning_rate import scale_by_learning_rate
 from optwd._moments import scale_by_adam, scale_by_amsgrad, trace
 from optwd._precision import in_float32
 from optwd.masks import MaskLike
 
-ScaledBy = Literal["learning_rate", "schedule", "nothing"]
 Optimizer = optax.GradientTransformationExtraArgs
 
 

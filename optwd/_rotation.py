@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optwd import _check, _dtypes, _leafwise, _measure, _paths, _shards, masks
+from optwd import _check, _dtypes, _equilibrium, _leafwise, _measure, _paths, _shards, masks
 from optwd._check import ScalarOrSchedule
+from optwd._equilibrium import ScaledBy
 from optwd._monitor import MonitorState
 from optwd.masks import MaskLike
 
@@ -22,6 +23,8 @@ def monitor_rotation(
     weight_decay: ScalarOrSchedule,
     b1: ArrayLike = 0.9,
     *,
+    scaled_by: ScaledBy = "learning_rate",
+    peak_learning_rate: ArrayLike | None = None,
     groups: Mapping[str, MaskLike] | None = None,
     stacked: str | Iterable[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
@@ -29,12 +32,14 @@ def monitor_rotation(
 
         rotation/group/angle = mean angle between θ and θ + Δ, in radians
         rotation/group/rms = mean root mean square of θ
-        rotation/group/angle_ratio = angle / √(2ρ(1 − b1)/(1 + b1))
-        rotation/group/rms_ratio = rms / √(η²/(2ρ)),     ρ = ηλ
+        rotation/group/angle_ratio = angle / `rates.equilibrium_angle`
+        rotation/group/rms_ratio = rms / `rates.equilibrium_rms`
+        rotation/group/decay = what decay takes of the weights in this step
 
     averaged over the matrices of a group, with ``Δ`` the update that is about to be added.
     The predictions are those of AdamW at equilibrium, where what decay takes from a
-    scale-invariant matrix is what steps add to it. Ratios of 1 are equilibrium: decay then
+    scale-invariant matrix is what steps add to it. They are of the learning rate at this
+    step; while that is 0, so are the ratios. Ratios of 1 are equilibrium: decay then
     sets the effective learning rate. Far from 1 it is still on its way there; and matrices
     that are not scale-invariant, or whose gradients agree from step to step, stay off 1.
 
@@ -42,10 +47,9 @@ def monitor_rotation(
     parameters and updates.
 
     Args:
-      learning_rate: η, as given to the optimizer: a number, or a schedule of the step.
-      weight_decay: λ, such that the decay per step is ηλ: a number, or a schedule. For
-        ``scaled_by="schedule"`` that is λ/η_max.
-      b1: the optimizer's, in [0, 1).
+      learning_rate: as given to the optimizer: a number, or a schedule of the step.
+      weight_decay: as given to the optimizer; so are ``b1``, ``scaled_by`` and
+        ``peak_learning_rate``.
       groups: from names to masks; None is ``{"all": masks.ndim(2)}``.
       stacked: globs; each takes one leading axis off the leaves that it matches, so that a
         stack of layers is as many matrices. See `masks.ndim`.
@@ -69,7 +73,7 @@ def monitor_rotation(
     eta = _check.rate("learning_rate", learning_rate)
     lamda = _check.rate("weight_decay", weight_decay)
     b1 = _check.number("b1", b1, below=1.0)
-    share = jnp.sqrt((1 - b1) / (1 + b1))
+    scaling: Any = {"scaled_by": scaled_by, "peak_learning_rate": peak_learning_rate}
     named = {"all": masks.ndim(2, stacked=stacked)} if groups is None else dict(groups)
 
     def init(params: Any) -> MonitorState:
@@ -85,24 +89,29 @@ def monitor_rotation(
         del extra
         _check.need_params("monitor_rotation", params)
         _shards.refuse("monitor_rotation", updates, params)
-        step = _check.at_step("learning_rate", eta, state.inner)
-        rho = step * _check.at_step("weight_decay", lamda, state.inner)
+        now = (
+            _check.at_step("learning_rate", eta, state.inner),
+            _check.at_step("weight_decay", lamda, state.inner),
+        )
+        predicted = {
+            "angle": _equilibrium.equilibrium_angle(*now, b1, **scaling),
+            "rms": _equilibrium.equilibrium_rms(*now, b1, **scaling),
+        }
+        rho = _equilibrium.rate_per_step(*now, scaled_by, peak_learning_rate)
         weights, treedef = jax.tree.flatten(params)
         moves = _paths.align("updates", updates, params, treedef)
         recorded = {}
         for group, members in _matrices(named, stacked, params).items():
             measured = [_measured(weights[i], moves[i], depth) for i, depth in members]
             count = sum(angles.size for angles, _ in measured)
-            angle = sum(jnp.sum(angles) for angles, _ in measured) / count
-            rms = sum(jnp.sum(sizes) for _, sizes in measured) / count
-            speed = jnp.sqrt(jnp.asarray(2 * rho))
-            values = {
-                "angle": angle,
-                "rms": rms,
-                "angle_ratio": angle / (speed * share),
-                "rms_ratio": rms * speed / step,
-                "decay": rho,
+            values: dict[str, Any] = {
+                name: sum(map(jnp.sum, numbers), start=jnp.zeros(())) / count
+                for name, numbers in zip(
+                    predicted, zip(*measured, strict=True), strict=True
+                )
             }
+            ratios = {f"{k}_ratio": _ratio(values[k], x) for k, x in predicted.items()}
+            values |= {**ratios, "decay": rho}
             recorded |= {
                 f"rotation/{group}/{key}": jnp.asarray(value, jnp.float32)
                 for key, value in values.items()
@@ -128,6 +137,13 @@ def _matrices(
                 "that match some."
             )
     return members
+
+
+def _ratio(measured: Any, predicted: Any) -> jax.Array:
+    """0 where nothing is predicted."""
+    predicted = jnp.asarray(predicted)
+    known = jnp.isfinite(predicted) & (predicted > 0)
+    return jnp.where(known, measured / jnp.where(known, predicted, 1), 0)
 
 
 @functools.partial(jax.jit, static_argnums=2)

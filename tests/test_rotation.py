@@ -18,7 +18,7 @@ import optax
 import pytest
 
 import optwd
-from optwd import masks, metrics
+from optwd import masks, metrics, rates
 
 ETA, LAMBDA = 0.01, 0.1
 
@@ -53,8 +53,8 @@ def test_each_matrix_of_a_stack(step):
     expected = {
         "angle": np.mean(angles),
         "rms": np.mean(sizes),
-        "angle_ratio": np.mean(angles) / np.sqrt(2 * ETA * LAMBDA * 0.1 / 1.9),
-        "rms_ratio": np.mean(sizes) / np.sqrt(ETA / (2 * LAMBDA)),
+        "angle_ratio": np.mean(angles) / rates.equilibrium_angle(ETA, LAMBDA),
+        "rms_ratio": np.mean(sizes) / rates.equilibrium_rms(ETA, LAMBDA),
         "decay": ETA * LAMBDA,
     }
     assert got.keys() == {f"rotation/all/{key}" for key in expected}
@@ -81,7 +81,7 @@ def test_groups_and_the_learning_rate_of_the_step():
     )
     np.testing.assert_allclose(got["rotation/head/angle"], head, rtol=2e-6)
     np.testing.assert_allclose(got["rotation/every/angle"], (head + body) / 2, rtol=2e-6)
-    predicted = np.sqrt(2 * 0.5 * LAMBDA * 0.5 / 1.5)
+    predicted = rates.equilibrium_angle(0.5, LAMBDA, b1=0.5)
     np.testing.assert_allclose(
         got["rotation/head/angle_ratio"], head / predicted, rtol=2e-6
     )
@@ -96,6 +96,27 @@ def test_sizes_at_the_edge_of_float32(scale):
     np.testing.assert_allclose(
         got["rotation/all/rms"], np.sqrt(np.mean(np.float64(params) ** 2)), rtol=2e-6
     )
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_nothing_is_predicted_while_the_learning_rate_is_zero(jit):
+    tx = optwd.monitor_rotation(optax.linear_schedule(0.0, 1.0, 10), LAMBDA)
+    update = jax.jit(tx.update) if jit else tx.update
+    theta = jnp.ones((2, 2))
+    _, state = update(0.1 * theta, tx.init(theta), theta)
+    recorded = metrics(state)
+    assert recorded["rotation/all/angle_ratio"] == recorded["rotation/all/rms_ratio"] == 0
+    assert recorded["rotation/all/rms"] == 1
+
+
+def test_the_scaling_of_the_optimizer():
+    params, updates = normal((3, 3)), normal((3, 3), 0.1, seed=1)
+    scaling = {"scaled_by": "schedule", "peak_learning_rate": 0.5}
+    got = measured(optwd.monitor_rotation(ETA, LAMBDA, **scaling), updates, params)
+    np.testing.assert_allclose(got["rotation/all/decay"], LAMBDA * ETA / 0.5, rtol=1e-6)
+    predicted = rates.equilibrium_rms(ETA, LAMBDA, **scaling)
+    size = np.sqrt(np.mean(np.float64(params) ** 2))
+    np.testing.assert_allclose(got["rotation/all/rms_ratio"], size / predicted, rtol=2e-6)
 
 
 def test_weights_of_zero_and_steps_of_zero():
