@@ -131,7 +131,12 @@ def test_strict_promotion(entry: Entry, dtype, x64):
 
 @every_decay
 def test_state_is_the_same_for_number_schedule_and_mask(entry: Entry):
-    masks = [None, {"a": True, "b": 0.5}, lambda p: jax.tree.map(lambda _: False, p)]
+    masks = [
+        None,
+        {"a": True, "b": 0.5},
+        lambda p: jax.tree.map(lambda x: x.ndim == 2, p),
+        False,
+    ]
     rates = [0.1, 0.0, optax.constant_schedule(0.1)]
     states = [
         [
