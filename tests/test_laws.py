@@ -32,11 +32,16 @@ from tests.helpers import (
     stepper,
     written_and_read,
 )
-from tests.registry import ALL, DECAYS, OPTIMIZERS, Entry
+from tests.registry import ALL, DECAYS, OPTIMIZERS, TRANSFORMATIONS, Entry
 
 every = pytest.mark.parametrize("entry", ALL, ids=str)
 every_decay = pytest.mark.parametrize("entry", DECAYS, ids=str)
 every_optimizer = pytest.mark.parametrize("entry", OPTIMIZERS, ids=str)
+every_slowly = pytest.mark.parametrize(  # a program of its own for each
+    "entry",
+    [*OPTIMIZERS, *(pytest.param(e, marks=pytest.mark.slow) for e in TRANSFORMATIONS)],
+    ids=str,
+)
 
 SHAPES = {"a": {"kernel": (3, 4), "bias": (4,)}, "b": [(2,), ()]}
 tree = functools.partial(random_tree, SHAPES)
@@ -131,7 +136,12 @@ def test_strict_promotion(entry: Entry, dtype, x64):
 
 @every_decay
 def test_state_is_the_same_for_number_schedule_and_mask(entry: Entry):
-    masks = [None, {"a": True, "b": 0.5}, lambda p: jax.tree.map(lambda _: False, p)]
+    masks = [
+        None,
+        {"a": True, "b": 0.5},
+        lambda p: jax.tree.map(lambda x: x.ndim == 2, p),
+        False,
+    ]
     rates = [0.1, 0.0, optax.constant_schedule(0.1)]
     states = [
         [
@@ -259,7 +269,7 @@ class TestArguments(chex.TestCase):
         assert_close(self.variant(step)(*args), step(*args))
 
 
-@every
+@every_slowly
 def test_vmap_equals_a_loop(entry: Entry):
     transformation, step = entry.make(), jax.jit(stepper(entry.make()))
 
@@ -275,7 +285,7 @@ def test_vmap_equals_a_loop(entry: Entry):
     assert_close(jax.jit(jax.vmap(together))(*batch), stack(*each))
 
 
-@every
+@every_slowly
 def test_scan_and_cond_equal_a_loop(entry: Entry):
     transformation, params = entry.make(), tree(0)
     step = stepper(transformation)
@@ -290,7 +300,11 @@ def test_scan_and_cond_equal_a_loop(entry: Entry):
 
 @every_optimizer
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("moments", [None, jnp.bfloat16], ids=["wide", "narrow"])
+@pytest.mark.parametrize(
+    "moments",
+    [None, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)],
+    ids=["wide", "narrow"],
+)
 def test_a_donated_step_is_in_place(entry: Entry, dtype, moments):
     taken = set(inspect.signature(entry.factory).parameters) & {"mu_dtype", "nu_dtype"}
     optimizer = entry.make(**dict.fromkeys(taken, moments))
@@ -357,7 +371,7 @@ def test_accepts_extra_args(entry: Entry):
     assert_equal(transformation.update(tree(1), state, params, loss=1.0, seed=3), expected)
 
 
-@every
+@every_slowly
 def test_in_apply_if_finite(entry: Entry):
     wrapped = optax.apply_if_finite(entry.make(), max_consecutive_errors=2)
     params = tree(0)
