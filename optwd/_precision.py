@@ -183,7 +183,7 @@ def _next_move(u, p, weight, moved, r, s):
 
 def _moved_weight(u, p, weight, moved, r, s):
     # the weight that `optax.apply_updates` computes is another
-    return p + moved, moved, r
+    return (p, moved), moved, r
 
 
 def _next_residual(u, p, weight, moved, r, s):
@@ -199,7 +199,7 @@ def _move(u, p, weight, moved, r, s):
 _COMPENSATED = Equation(
     _move,
     *(_next_weight, _next_move, _moved_weight, _next_residual),
-    store=(_rounding.nearest, _rounding.nearest, _rounding.by_step),
+    store=(_rounding.as_applied, _rounding.nearest, _rounding.by_step),
 )
 
 

@@ -37,6 +37,17 @@ def narrowed(x: jax.Array, dtype: Any, chance: Any = None) -> jax.Array:
     return x if same else nearest(x, dtype, chance)
 
 
+def as_applied(x: Any, dtype: Any, chance: Any = None) -> jax.Array:
+    """A new weight, or a weight and its update, to nearest.
+
+    Written as in `optax.apply_updates`: what is one expression can be one pass over memory.
+    """
+    if not isinstance(x, tuple):
+        return nearest(x, dtype, chance)
+    weight, update = (y.astype(dtype) for y in x)
+    return nearest((weight + update).astype(x[0].dtype), dtype)
+
+
 def by_step(x: jax.Array, dtype: Any, step: jax.Array | None) -> jax.Array:
     """`x` in `dtype`: below float32 by the chance of the step, to nearest if there is none.
 

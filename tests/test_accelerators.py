@@ -115,7 +115,7 @@ def placed(optimizer, params):
 
     return optax.tree.map_params(
         optimizer,
-        lambda x, p: at(p.sharding if x.ndim else everywhere, x),
+        lambda x, p: at(p.sharding if x.shape == p.shape else everywhere, x),
         jax.eval_shape(optimizer.init, params),
         params,
         transform_non_params=lambda x: at(everywhere, x),
