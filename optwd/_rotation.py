@@ -72,7 +72,7 @@ def monitor_rotation(
     """
     eta = _check.rate("learning_rate", learning_rate)
     lamda = _check.rate("weight_decay", weight_decay)
-    b1 = _check.number("b1", b1, below=1.0)
+    b: Any = _check.number("b1", b1, below=1.0)
     scaling: Any = {"scaled_by": scaled_by, "peak_learning_rate": peak_learning_rate}
     named = {"all": masks.ndim(2, stacked=stacked)} if groups is None else dict(groups)
 
@@ -89,13 +89,13 @@ def monitor_rotation(
         del extra
         _check.need_params("monitor_rotation", params)
         _shards.refuse("monitor_rotation", updates, params)
-        now = (
+        now: tuple[Any, Any] = (
             _check.at_step("learning_rate", eta, state.inner),
             _check.at_step("weight_decay", lamda, state.inner),
         )
-        predicted = {
-            "angle": _equilibrium.equilibrium_angle(*now, b1, **scaling),
-            "rms": _equilibrium.equilibrium_rms(*now, b1, **scaling),
+        predicted: dict[str, Any] = {
+            "angle": _equilibrium.equilibrium_angle(*now, b, **scaling),
+            "rms": _equilibrium.equilibrium_rms(*now, b, **scaling),
         }
         rho = _equilibrium.rate_per_step(*now, scaled_by, peak_learning_rate)
         weights, treedef = jax.tree.flatten(params)

@@ -134,9 +134,7 @@ def assert_lives(transformation, state, params):
         assert x.sharding.is_fully_replicated, x.sharding
 
     def with_parameter(x, p):
-        if (
-            x.ndim == 0 or x.shape != p.shape
-        ):  # one number per leaf, or per matrix of a stack
+        if x.ndim == 0 or x.shape != p.shape:  # one number per leaf, or per matrix
             everywhere(x)
         else:
             assert x.sharding.is_equivalent_to(p.sharding, x.ndim), x.sharding

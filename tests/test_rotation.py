@@ -129,8 +129,8 @@ def test_weights_of_zero_and_steps_of_zero():
 
 
 def test_ratios_are_one_at_equilibrium():
-    """16 matrices, gradients that are random and orthogonal to them, at ηλ = 0.005."""
-    eta, decay, steps = 0.05, 0.1, 3000
+    """16 matrices, gradients that are random and orthogonal to them, at ηλ = 0.002."""
+    eta, decay, steps = 0.02, 0.1, 4000
     tx = optax.chain(
         optwd.adamw(eta, weight_decay=decay),
         optwd.monitor_rotation(eta, decay, stacked="**"),
@@ -146,7 +146,7 @@ def test_ratios_are_one_at_equilibrium():
         ratios = recorded["rotation/all/angle_ratio"], recorded["rotation/all/rms_ratio"]
         return (optax.apply_updates(theta, u), state), ratios
 
-    theta = normal((16, 16, 16))
+    theta = normal((16, 16, 16), rates.equilibrium_rms(eta, decay))
     keys = jax.random.split(jax.random.key(0), steps)
     _, ratios = jax.lax.scan(body, (theta, tx.init(theta)), keys)
     angles, sizes = (np.asarray(r, np.float64)[steps // 2 :].mean() for r in ratios)
