@@ -2,13 +2,13 @@
 
 AdamW's matrices come to rest at a norm where what the steps add is what the decay takes
 away, and from then on turn by the same angle in every step. AdamH holds that norm by
-construction: no decay, but a learning rate that is the angle itself. So a run that is at
-rest can go over, if it keeps Adam's moments and the angle:
+construction: it has no decay, but a learning rate that is the angle itself. So a run that
+is at rest can go over, if it keeps Adam's moments and the angle.
 
-    η_s = rates.sphere_learning_rate(η, λ) ≈ √(2ηλ(1 − b1)/(1 + b1))
-
-(Kosson et al., arXiv 2305.17212). The picture shows that run beside the one that stays
-with AdamW, and beside two that go over with another angle.
+For matrices whose gradients are noise the angle is known beforehand (Kosson et al., arXiv
+2305.17212): η_s = rates.sphere_learning_rate(η, λ) ≈ √(2ηλ(1 − b1)/(1 + b1)). Here the
+gradients also agree from step to step, which keeps the weights larger, and the angle is a
+third of that. `optwd.monitor_rotation` tells by how much, as its ``angle_ratio``.
 """
 
 from functools import partial
@@ -25,10 +25,11 @@ import optwd
 from optwd import decay, masks, rates
 
 EPOCH = digits.TRAIN // digits.BATCH  # steps
-EPOCHS = 100, 100  # with AdamW, and after it
-RATE, DECAY = 0.005, 0.5  # at rest after 1/(ηλ) = 400 steps, or 50 epochs
+EPOCHS = 60, 60  # with AdamW, and after it
+RATE, DECAY = 0.005, 2.0  # at rest after a few times 1/(ηλ) = 100 steps
 KERNELS = masks.path("**/kernel")
-FACTORS = {"AdamW": None, "AdamH, η_s": 1.0, "AdamH, 4 η_s": 4.0, "AdamH, η_s/4": 0.25}
+GROUPS = {name: masks.path(f"{name}/kernel") for name in ("hidden", "logits")}
+STAYS = "AdamW"
 
 
 def adamw() -> optax.GradientTransformation:
@@ -37,20 +38,27 @@ def adamw() -> optax.GradientTransformation:
         optwd.scale_by_adam(),
         decay.linear(DECAY, KERNELS),
         optax.scale_by_learning_rate(RATE),
+        optwd.monitor_rotation(RATE, DECAY, groups=GROUPS),
     )
 
 
-def adamh(factor: float) -> optax.GradientTransformation:
-    """Kernels on their spheres at `factor`·η_s, biases with Adam as before."""
-    angle = factor * rates.sphere_learning_rate(RATE, DECAY)
+def adamh(angles: dict[str, float]) -> optax.GradientTransformation:
+    """Kernels on their spheres, each with its learning rate; biases with Adam as before."""
+    # The learning rate is that of the biases; on kernels the ratio makes it the angle.
+    ratios = {f"{name}/kernel": angle / RATE for name, angle in angles.items()}
     return optax.chain(
         optwd.scale_by_adam(),
-        # the learning rate is that of the biases; on kernels the ratio makes it the angle
-        optwd.scale_by_weight_norm(masks.multipliers({"**/kernel": angle / RATE})),
+        optwd.scale_by_weight_norm(masks.multipliers(ratios)),
         optax.scale_by_learning_rate(RATE, flip_sign=False),
         decay.to_norm(mask=KERNELS),
         optax.scale(-1),
     )
+
+
+def measured(state) -> dict[str, float]:
+    """The angle of each kernel, the mean over seeds."""
+    seen = optwd.metrics(state)
+    return {name: float(seen[f"rotation/{name}/angle"].mean()) for name in GROUPS}
 
 
 def go_over(old, optimizer: optax.GradientTransformation, params):
@@ -87,14 +95,14 @@ def draw(before: np.ndarray, after: dict[str, np.ndarray]):
             panel.plot(epochs, path[..., column].mean(1), style, color=color, label=name)
         panel.axvline(begin, color="black", lw=0.6, ls=":")
         panel.set(xlabel="epoch; dotted: AdamH begins", ylabel=label)
-    panels[1].legend(loc="lower right")
+    panels[1].legend(loc="upper right")
     return picture
 
 
 def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
     """Train, print, draw; returns loss, accuracy and norm of each run, epoch and seed."""
     args = common.parser(__doc__).parse_args(argv)
-    first, second = (40, 20) if args.quick else EPOCHS
+    first, second = (30, 15) if args.quick else EPOCHS
     seeds = range(args.seed, args.seed + (2 if args.quick else 5))
     after = {}
     with common.float64(), common.progress((first + 4 * second) * EPOCH) as bar:
@@ -102,16 +110,25 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
         base = adamw()
         state = jax.vmap(base.init)(begin[2])
         params, state, before = train(base, begin, begin[2], state, range(first), bar)
-        for name, factor in FACTORS.items():
+        angles = measured(state)
+        by_theory = dict.fromkeys(GROUPS, rates.sphere_learning_rate(RATE, DECAY))
+        ways = {
+            STAYS: base,
+            "AdamH, measured": adamh(angles),
+            "AdamH, theory": adamh(by_theory),
+            "AdamH, ¼ measured": adamh({k: x / 4 for k, x in angles.items()}),
+        }
+        for name, optimizer in ways.items():
             bar.set_description(name)
-            optimizer = base if factor is None else adamh(factor)
             own = jax.vmap(lambda s, p, tx=optimizer: go_over(s, tx, p))(state, params)
             epochs = range(first, first + second)
             *_, after[name] = train(optimizer, begin, params, own, epochs, bar)
 
     print(
         f"{digits.SETTING}, {len(seeds)} seeds. Training loss after {first} epochs of "
-        f"AdamW: {before[-1, :, 0].mean():.3f} ± {before[-1, :, 0].std():.3f} nats."
+        f"AdamW: {before[-1, :, 0].mean():.3f} ± {before[-1, :, 0].std():.3f} nats.\n"
+        f"Angles per step: {', '.join(f'{k} {x:.4f}' for k, x in angles.items())}; η_s is "
+        f"{by_theory['hidden']:.4f}."
     )
     columns = "loss 1 epoch later", f"{second} epochs later", "test accuracy", "norm"
     table = common.table("", *columns)

@@ -498,3 +498,21 @@ def test_another_state_is_refused():
     other = tx.init({"w": jnp.ones((4, 2, 2))})
     with pytest.raises(ValueError, match=r"w: the gradient has shape \(3, 2, 2\), the rad"):
         tx.update(params, other, params)
+
+
+# --- in training ---------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_goes_over_from_adamw_to_adamh(tmp_path, capsys):
+    """No jump in the loss, and an end like AdamW's, at the angle that was measured."""
+    import adamw_to_adamh
+
+    runs = adamw_to_adamh.main(["--quick", "--out", str(tmp_path)])
+    assert "Angles per step" in capsys.readouterr().out
+    assert (tmp_path / "adamw_to_adamh.png").stat().st_size > 10_000
+    before, stays = runs["before"][-1, :, 0], runs["AdamW"][-5:, :, 0].mean()
+    goes = runs["AdamH, measured"]
+    np.testing.assert_allclose(goes[0, :, 0], before, atol=0.05)
+    np.testing.assert_allclose(goes[-5:, :, 0].mean(), stays, atol=0.03)
+    assert runs["AdamH, theory"][-5:, :, 0].mean() > stays + 0.03
