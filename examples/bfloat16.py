@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> tuple[dict[str, float], dict[str, Row
             bar.set_description(name)
             curves[name] = train(optimizer, keys, cast(params, dtype), steps, bar)
 
-    columns = "", "decay alone, ‖θ‖", "loss, nats per byte", "‖θ‖ after training"
+    columns = "", "decay alone, ‖θ‖", "loss (nats/byte)", "‖θ‖ in the end"
     table = common.table(*columns)
     for name in LOOKS:
         loss, norm = curves[name][-1]
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> tuple[dict[str, float], dict[str, Row
     title = (
         "Plain bfloat16 loses all decay at ηλ = 1e-4, and in training "
         f"{plain:.2f} nats per byte;\ncompensated or stochastic rounding is within "
-        f"{max(map(abs, kept)):.3f} of float32 (means over {n} seeds, shaded: their range)"
+        f"{max(map(abs, kept)):.1g} of float32 (means over {n} seeds, shaded: their range)"
     )
     common.save(draw(alone, curves, steps, title), args.out, "bfloat16.png")
     return {name: float(norms[-1]) for name, norms in alone.items()}, rows

@@ -146,10 +146,13 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
     print(table)
     names = list(LOOKS)
     finding = "; ".join(
-        f"{with_restarts} {curves[with_restarts][-1]:.1%}, without {curves[alone][-1]:.1%}"
-        for with_restarts, alone in zip(names[::2], names[1::2], strict=True)
+        f"{name[:-1]} {curves[name][-1]:.1%} and {curves[alone][-1]:.1%}"
+        for name, alone in zip(names[::2], names[1::2], strict=True)
     )
-    title = f"{digits.SETTING}, test accuracy after {ends[-1]} epochs:\n{finding}"
+    title = (
+        f"{digits.SETTING}: test accuracy\nafter {ends[-1]} epochs with and without "
+        f"restarts: {finding}"
+    )
     common.save(draw(curves, cycles, title), args.out, "warm_restarts.png")
     return {name: accuracy[ends - 1] for name, accuracy in curves.items()}
 
