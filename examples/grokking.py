@@ -1,9 +1,10 @@
-"""Weight decay makes generalisation itself happen: addition modulo a prime.
+"""Without weight decay a network memorises, with it it generalises: (a + b) mod p.
 
-A network of two layers learns half of the table (a + b) mod p by heart within a hundred
-steps, and knows nothing of the other half. Without decay it stays so. With decay it finds
-the rule, long after its training error is gone ("grokking", arXiv 2201.02177). Every form
-of decay has its own λ, from a search on another seed (1000); full batches, float32.
+A network of two layers memorises half of the table (a + b) mod p within a hundred steps,
+and predicts none of the other half. Without decay that is still so when this run ends. With
+decay it generalises, long after its training error is gone ("grokking", arXiv 2201.02177).
+Each form of decay has its own λ, from a search on another seed (1000); full batches,
+float32.
 """
 
 import time
@@ -76,7 +77,7 @@ def split(p: int, share: float, seed: int):
 @partial(jax.jit, static_argnums=0)
 @partial(jax.vmap, in_axes=(None, 0, 0, 0, 0))
 def advance(optimizer, params, state, train, test):
-    """EVERY steps of each seed, and both accuracies then."""
+    """EVERY steps of each seed, and both accuracies after them."""
 
     def step(carry, _):
         params, state = carry
@@ -89,7 +90,7 @@ def advance(optimizer, params, state, train, test):
 
 
 def run(optimizer, p: int, share: float, seeds: range, steps: int, bar):
-    """Training and test accuracy, (steps / EVERY, seeds, 2), and seconds a step."""
+    """Training and test accuracy, (steps / EVERY, seeds, 2), and seconds per step."""
     train, test = map(jnp.array, zip(*(split(p, share, s) for s in seeds), strict=True))
     params = jax.vmap(initial, (0, None))(jnp.stack([*map(jax.random.key, seeds)]), p)
     state, measured = jax.vmap(optimizer.init)(params), []
@@ -103,26 +104,26 @@ def run(optimizer, p: int, share: float, seeds: range, steps: int, bar):
 
 
 def first(test: np.ndarray) -> np.ndarray:
-    """The steps after which each seed knows the rule; inf where it never does."""
+    """Steps until each seed's test accuracy reaches GOAL; inf if it does not."""
     reached = test >= GOAL
     return np.where(reached.any(0), EVERY * (1 + reached.argmax(0)), np.inf)
 
 
 def draw(curves: dict[str, np.ndarray], title: str):
-    """Accuracies over steps: means over seeds, and their range."""
-    picture, panels = common.figure(2, 10, 4)
+    """Test accuracy over steps: means over seeds, and their range."""
+    picture, (panel,) = common.figure(1, 8, 3.8)
     for (name, measured), look in zip(curves.items(), LOOKS, strict=True):
-        t = EVERY * np.arange(1, len(measured) + 1)
-        for panel, percent in zip(panels, 100 * np.moveaxis(measured, -1, 0), strict=True):
-            panel.plot(t, percent.mean(1), label=name, **look)
-            span = percent.min(1), percent.max(1)
-            panel.fill_between(t, *span, color=look["color"], alpha=0.15, lw=0)
-    for panel, what in zip(panels, ("training", "test"), strict=True):
-        panel.set(
-            xlabel="step", xscale="log", ylabel=f"{what} accuracy (%)", ylim=(-3, 103)
-        )
-    lines = panels[0].get_lines()
-    picture.legend(handles=lines, loc="outside lower center", ncols=len(lines))
+        t, percent = EVERY * np.arange(1, len(measured) + 1), 100 * measured[..., 1]
+        panel.plot(t, percent.mean(1), label=name, **look)
+        span = percent.min(1), percent.max(1)
+        panel.fill_between(t, *span, color=look["color"], alpha=0.15, lw=0)
+    training = 100 * np.mean([measured[..., 0] for measured in curves.values()], (0, 2))
+    panel.plot(t, training, color="0.6", lw=1, label="training, mean of all")
+    panel.set(xlabel="step", xscale="log", ylabel="accuracy (%)", ylim=(-3, 103))
+    # In the middle, so that it does not reach into the title.
+    picture.legend(
+        loc="outside right center", title="test (shaded: all seeds)", alignment="left"
+    )
     picture.suptitle(title)
     return picture
 
@@ -146,19 +147,20 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
     for name, measured in curves.items():
         reached = (f"{t:.0f}" for t in when[name])
         row = *(f"{a:.1%}" for a in measured[-1].mean(0)), ", ".join(reached)
-        table.add_row(name, *(cell.replace("inf", "never") for cell in row))
+        table.add_row(name, *(cell.replace("inf", f"> {steps}") for cell in row))
     print(table)
     times = ", ".join(f"{seconds[name] * t:.1f}" for name, t in median.items())
-    print(f"Seconds to {GOAL:.0%}, in this order: {times.replace('inf', 'never')}.")
+    print(f"Seconds to {GOAL:.0%}, in this order: {times.replace('inf', 'not reached')}.")
 
     alone, *decayed = median
     fast, slow = (choose(decayed, key=median.get) for choose in (min, max))
     finding = (
-        f"{curves[alone][-1, :, 1].mean():.0%} of the rest without decay, {GOAL:.0%} after "
-        f"{median[fast]:.0f} ({fast}) to {median[slow]:.0f} steps ({slow})"
+        f"test accuracy {curves[alone][-1, :, 1].mean():.0%} after {steps} steps without "
+        f"decay,\n{GOAL:.0%} after {median[fast]:.0f} ({fast}) to "
+        f"{median[slow]:.0f} steps ({slow}) with it"
     )
-    print(f"{task}: {finding}, medians over seeds.")
-    common.save(draw(curves, f"{task}:\n{finding}"), args.out, "grokking.png")
+    print(f"{task}: {finding.replace(chr(10), ' ')}; medians over seeds.")
+    common.save(draw(curves, f"{task}: {finding}"), args.out, "grokking.png")
     return curves
 
 

@@ -1,19 +1,19 @@
 """Which form of weight decay can be tuned apart from the learning rate? It depends.
 
-Test error over learning rate × weight decay for Adam + L2, AdamW scaled by the learning
+Test error over learning rate and weight decay for Adam + L2, AdamW scaled by the learning
 rate, and AdamW scaled by the schedule only. Each grid with its seeds is one vmapped
-program, in float32, which is enough for an error rate. Two regimes differ in one number,
+program, in float32, which is enough for an error rate. Two settings differ in one number,
 the size of the initial weights:
 
-- settle, from Lecun's initialisation. The best decay sets where the weights come to rest: a
-  steady gradient and decay balance at |θ| = |û|/λ, whatever η is. The best λ of the form
-  scaled by the learning rate stands still.
-- forget, from weights that are 20 times larger. The best decay sets how soon they are gone,
-  which takes some multiple of 1/(ηλ) steps, and the run has only so many. The best ηλ
-  stands still: the λ of the form scaled by the schedule. This is the AdamW paper's finding.
+- usual initial weights (Lecun's). The best decay sets where the weights end: a steady
+  gradient and decay balance at |θ| = |û|/λ, whatever η is. Scaled by the learning rate, the
+  best λ is then the same at every η.
+- initial weights 20 times larger. The best decay sets how soon they are forgotten, which
+  takes some multiple of 1/(ηλ) steps, and the run is short. The best ηλ is then the same at
+  every η: this is the λ of the form scaled by the schedule, and the AdamW paper's finding.
 
 The two AdamW are the same runs with ηλ for λ, so their slopes differ by 1: at most one of
-the two can be tuned apart from η. What stands still is the one to sweep first.
+the two can be tuned apart from η. A slope of 0 means that λ can be tuned at any one η.
 """
 
 from functools import partial
@@ -26,32 +26,37 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.colors import LogNorm
+from matplotlib.lines import Line2D
 from rich import print
 
 import optwd
 
 HIDDEN = 64
-REGIMES = {"settle": 1.0, "forget": 20.0}  # initial weights, in units of Lecun's
+LARGE = 20.0
+USUAL_START, LARGE_START = "usual initial weights", f"initial weights × {LARGE:g}"
+STARTS = {USUAL_START: 1.0, LARGE_START: LARGE}  # in units of Lecun's initialisation
 RATES = np.linspace(-2.25, -0.75, 7)  # log₁₀ of the peaks
-HELPS = 0.8  # the best decay is sought where it cuts the error to this share, or below
+HELPS = 0.8  # a best decay is told where it cuts the error to this share, or below
+REGION = 1.5  # drawn: where the error is below this many times the panel's least
 
 
 def by_schedule(rate, peak, λ):
     return optwd.adamw(rate, weight_decay=λ, scaled_by="schedule", peak_learning_rate=peak)
 
 
+BY_RATE, BY_SCHEDULE = "AdamW × learning rate", "AdamW × schedule"
 FORMS = {  # log₁₀ of the decays, and the optimizer
     "Adam + L2": (np.linspace(-4, 0, 9), lambda η, _, λ: optwd.adam_l2(η, l2=λ)),
-    "AdamW × learning rate": (
+    BY_RATE: (
         np.linspace(-2, 2, 9),
         lambda η, _, λ: optwd.adamw(η, weight_decay=λ),
     ),
-    "AdamW × schedule": (np.linspace(-4, 0, 9), by_schedule),
+    BY_SCHEDULE: (np.linspace(-4, 0, 9), by_schedule),
 }
 
 
 class Panel(NamedTuple):
-    """One form in one regime."""
+    """One form of decay from one start."""
 
     errors: np.ndarray  # (rates, decays): means over seeds
     best: np.ndarray  # log₁₀ λ, (rates, seeds); NaN where decay helps too little to tell
@@ -91,24 +96,36 @@ def summary(errors: np.ndarray, rates: np.ndarray, decays: np.ndarray) -> Panel:
 
 
 def draw(panels: dict[tuple[str, str], Panel], rates: np.ndarray, title: str):
-    """A heat map per regime and form, with the region of the best and each seed's best."""
-    picture, axes = common.figure(len(FORMS), 10, 6.4, rows=len(REGIMES))
+    """A heat map per start and form, with the region of the best and each seed's best."""
+    picture, axes = common.figure(len(FORMS), 10, 6.8, rows=len(STARTS))
     look = {"norm": LogNorm(7, 90), "cmap": "cividis", "shading": "nearest"}
-    image = None
-    for axis, ((regime, form), panel) in zip(axes, panels.items(), strict=True):
+    image, dots = None, None
+    for axis, ((start, form), panel) in zip(axes, panels.items(), strict=True):
         decays, percent = FORMS[form][0], 100 * panel.errors.T
         image = axis.pcolormesh(rates, decays, percent, **look)
-        region = [1.5 * percent.min()]
+        region = [REGION * percent.min()]
         axis.contour(rates, decays, percent, region, colors="white", linewidths=1.5)
-        axis.plot(rates, panel.best, "o", color="white", mec="black", ms=4)
+        dots, *_ = axis.plot(rates, panel.best, "o", color="white", mec="black", ms=4)
         axis.set(xlabel="log₁₀ peak learning rate η", ylabel="log₁₀ weight decay λ")
         slope = f"{panel.slope:.2f} ± {panel.spread:.2f}"
-        axis.set_title(f"{form}\n{regime}: slope {slope}", fontsize=10)
+        axis.set_title(f"{form}\n{start}: slope {slope}", fontsize=9)
         axis.grid(False)
     ticks = [7, 10, 20, 40, 80]
     bar = picture.colorbar(image, ax=axes, label="test error (%)", ticks=ticks)
     bar.ax.set_yticklabels(map(str, ticks))
     bar.ax.minorticks_off()
+    line = Line2D([], [], color="white", lw=1.5)
+    picture.legend(
+        [dots, line],
+        [
+            f"best λ of one seed, where decay cuts the error to {HELPS:g} times or less",
+            f"inside the line: error below {REGION:g} times the panel's least",
+        ],
+        loc="outside lower center",
+        ncols=2,
+        facecolor="0.6",
+        frameon=True,
+    )
     picture.suptitle(title)
     return picture
 
@@ -119,14 +136,14 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], Panel]:
     n, rates, steps = (2, RATES[::2], 300) if args.quick else (5, RATES, 300)
     data, keys, params = digits.start(range(args.seed, args.seed + n), HIDDEN)
     panels = {}
-    with common.progress(steps * len(REGIMES) * len(FORMS)) as bar:
-        for regime, scale in REGIMES.items():
+    with common.progress(steps * len(STARTS) * len(FORMS)) as bar:
+        for start, scale in STARTS.items():
             begin = jax.tree.map(lambda w, scale=scale: scale * w, params)
             for form, (decays, _) in FORMS.items():
-                bar.set_description(f"{regime}, {form}")
+                bar.set_description(f"{start}, {form}")
                 grid = jnp.array(10**rates), jnp.array(10**decays)
                 errors = np.array(train(form, steps, *grid, data, keys, begin), float)
-                panels[regime, form] = summary(errors, rates, decays)
+                panels[start, form] = summary(errors, rates, decays)
                 bar.update(steps)
 
     print(
@@ -134,24 +151,24 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], Panel]:
         f"{n} seeds, float32. Slope: of the best log λ over log η."
     )
     table = common.table("", "", "least error", "slope")
-    for (regime, form), panel in panels.items():
+    for (start, form), panel in panels.items():
         slope = f"{panel.slope:.2f} ± {panel.spread:.2f}"
-        table.add_row(regime, form, f"{panel.errors.min():.1%}", slope)
+        table.add_row(start, form, f"{panel.errors.min():.1%}", slope)
     print(table)
 
-    λ, ηλ = panels["settle", "AdamW × learning rate"], panels["forget", "AdamW × schedule"]
+    λ, ηλ = panels[USUAL_START, BY_RATE], panels[LARGE_START, BY_SCHEDULE]
     shrunk = 10 ** np.nanmean(ηλ.best) * steps / 2  # the schedule's mean is a half
     print(
-        "What decides it: where weights settle hangs on λ alone, how soon they forget on "
-        f"ηλ. The best ηλ shrinks the first weights by about e^{shrunk:.1f}; they are "
-        f"e^{np.log(REGIMES['forget']):.1f} times too large.\nWhich to sweep first: λ as "
-        "Optax and PyTorch mean it, unless a run is short against what it has to forget; "
-        "then ηλ, the paper's λ."
+        "Why: λ alone sets where the weights end, ηλ how soon they forget where they began. "
+        f"The best ηλ shrinks the large initial weights by about e^{shrunk:.1f}; they are "
+        f"e^{np.log(LARGE):.1f} times too large.\nWhich to tune first: λ as Optax and "
+        "PyTorch define it, unless a run is short against what it has to forget; then ηλ, "
+        "the paper's λ."
     )
     title = (
-        f"Which λ keeps still while η changes? AdamW × learning rate's from usual weights "
-        f"(slope {λ.slope:.2f}),\nAdamW × schedule's from weights {REGIMES['forget']:g} "
-        f"times larger (slope {ηλ.slope:.2f})"
+        "The best weight decay does not move with the learning rate for "
+        f"{BY_RATE} from usual initial weights\n(slope of log λ over log η: {λ.slope:.2f}), "
+        f"and for {BY_SCHEDULE} from weights {LARGE:g} times larger (slope {ηλ.slope:.2f})"
     )
     common.save(draw(panels, rates, title), args.out, "landscape.png")
     return panels

@@ -1,7 +1,8 @@
 """What examples/bfloat16.py shows.
 
-- decay alone: nothing in bfloat16, the exact factor with either way of rounding;
-- training with either ends within one deviation of float32; plain bfloat16 does not.
+- decay alone: nothing in plain bfloat16, the exact factor with either kind of rounding;
+- a transformer trained with either kind ends at the loss and norm of float32; with plain
+  bfloat16 it ends at a higher loss.
 """
 
 import bfloat16
@@ -17,8 +18,9 @@ def test_example(tmp_path, capsys):
     for norm in alone.values():
         assert norm == pytest.approx(0.3679, rel=0.01)
 
+    # On these two seeds 3.772 against 3.648, and 22.37 against 22.27.
     exact, plain = rows.pop("float32"), rows.pop("bfloat16")
     for row in rows.values():
-        assert abs(row.norm - exact.norm) < exact.norm_deviation
-        assert abs(row.accuracy - exact.accuracy) < exact.accuracy_deviation
-    assert plain.norm > exact.norm + 10 * exact.norm_deviation
+        assert row.loss == pytest.approx(exact.loss, abs=0.01)
+        assert row.norm == pytest.approx(exact.norm, abs=0.01)
+    assert plain.loss > exact.loss + 0.05

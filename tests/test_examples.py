@@ -170,17 +170,19 @@ def test_files_that_cannot_be_used_are_refused(text, option, message, tmp_path, 
 def test_landscape(tmp_path, capsys):
     panels = landscape.main(["--quick", "--out", str(tmp_path / "pictures")])
     printed = capsys.readouterr().out
-    assert list(panels) == [(r, f) for r in landscape.REGIMES for f in landscape.FORMS]
+    assert list(panels) == [(s, f) for s in landscape.STARTS for f in landscape.FORMS]
 
     # Over five seeds: 0.06, −0.08, 0.88, −1.47, −0.85, 0.13, with deviations to 0.19.
     bands = (-0.3, 0.3), (-0.3, 0.3), (0.6, 1.2), (-2.2, -1), (-1.2, -0.6), (-0.3, 0.4)
     for (where, panel), (low, high) in zip(panels.items(), bands, strict=True):
         assert low < panel.slope < high, where
-        assert panel.errors.min() < (0.10 if where[0] == "settle" else 0.20), where
+        assert panel.errors.min() < (0.10 if where[0] == landscape.USUAL_START else 0.20), (
+            where
+        )
         assert panel.errors.max() > 0.8, where  # the grid holds what is too much, too
-    for regime in landscape.REGIMES:  # the same runs, with ηλ for λ
-        by_rate = panels[regime, "AdamW × learning rate"].slope
-        by_schedule = panels[regime, "AdamW × schedule"].slope
+    for start in landscape.STARTS:  # the same runs, with ηλ for λ
+        by_rate = panels[start, landscape.BY_RATE].slope
+        by_schedule = panels[start, landscape.BY_SCHEDULE].slope
         assert abs(by_schedule - by_rate - 1) < 0.2
 
     assert (tmp_path / "pictures" / "landscape.png").stat().st_size > 20_000

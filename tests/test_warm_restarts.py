@@ -2,7 +2,8 @@
 
 - each equals Algorithms 1 and 2 of arXiv 1711.05101 with the restarts of its Appendix B, in
   float64, over three cycles;
-- the example runs, its accuracy grows over the cycles, and the picture is there.
+- the example runs, its accuracy grows over the cycles, is no higher in the end than
+  without restarts, and the picture is there.
 """
 
 import numpy as np
@@ -65,5 +66,7 @@ def test_example(tmp_path, capsys):
     assert "λ of the cycle" in capsys.readouterr().out
     assert (tmp_path / "warm_restarts.png").stat().st_size > 10_000
     assert accuracy["AdamWR"][-1] > 0.88
-    for ends in accuracy.values():
-        assert np.all(np.diff(ends) > 0.02)
+    for name in ("AdamWR", "SGDWR"):
+        assert np.all(np.diff(accuracy[name]) > 0.02)
+        # On these seeds a restart costs 0.3 and 6.5 points beside one long cosine.
+        assert accuracy[name][-1] < accuracy[f"{name[:-1]}, no restarts"][-1] + 0.01
