@@ -119,11 +119,12 @@ def check_search(page: Page, root: str, problems: list[str]) -> int:
     except Exception:
         problems.append("search finds nothing for weight_decay")
         return 0
+    found = results.count()
     results.first.locator("a").first.click()
     page.wait_for_load_state("networkidle")
     if page.url == root:
         problems.append("the first result of the search leads nowhere")
-    return results.count()
+    return found
 
 
 def main() -> None:
