@@ -2,8 +2,8 @@
 
     mkdocs build --strict && python docs/browser_check.py [--site site] [--shots DIR]
 
-Needs playwright from PyPI, and Debian's chromium or `playwright install chromium`. It checks
-that
+Needs playwright from PyPI, and Debian's chromium or `playwright install chromium`. It
+checks that
 
 - every page opens without an error on its console and without a request to another host;
 - every link inside the site leads to a page, and every fragment to a place on it;
@@ -73,7 +73,9 @@ def watched(browser: Browser, root: str, problems: list[str], **options: object)
 def addresses(site: Path, root: str) -> list[str]:
     """The address of every page."""
     pages = sorted(site.rglob("index.html"))
-    return [urljoin(root, str(p.relative_to(site)).removesuffix("index.html")) for p in pages]
+    return [
+        urljoin(root, str(p.relative_to(site)).removesuffix("index.html")) for p in pages
+    ]
 
 
 def check_pages(page: Page, root: str, pages: list[str], problems: list[str]) -> int:
@@ -82,7 +84,9 @@ def check_pages(page: Page, root: str, pages: list[str], problems: list[str]) ->
     links: list[tuple[str, str]] = []
     for address in pages:
         page.goto(address, wait_until="networkidle")
-        places[address] = set(page.evaluate("[...document.querySelectorAll('[id]')].map(x => x.id)"))
+        places[address] = set(
+            page.evaluate("[...document.querySelectorAll('[id]')].map(x => x.id)")
+        )
         hrefs = page.evaluate("[...document.querySelectorAll('a[href]')].map(x => x.href)")
         links += [(address, href) for href in hrefs if href.startswith(root)]
         broken = page.evaluate(
@@ -95,7 +99,11 @@ def check_pages(page: Page, root: str, pages: list[str], problems: list[str]) ->
             continue
         if to not in places:
             problems.append(f"{address}: a link to {href}, which is no page")
-        elif fragment and not fragment.startswith("__") and unquote(fragment) not in places[to]:
+        elif (
+            fragment
+            and not fragment.startswith("__")
+            and unquote(fragment) not in places[to]
+        ):
             problems.append(f"{address}: a link to {href}, where nothing has that name")
     return len(links)
 
@@ -139,16 +147,22 @@ def main() -> None:
     options.shots.mkdir(parents=True, exist_ok=True)
     problems: list[str] = []
     with served(options.site) as root, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=executable, args=["--no-sandbox"]
+        )
         pages = addresses(options.site, root)
         links = check_pages(
             watched(browser, root, problems, viewport=WIDE), root, pages, problems
         )
         check_width(watched(browser, root, problems, viewport=PHONE), pages, problems)
-        found = check_search(watched(browser, root, problems, viewport=WIDE), root, problems)
+        found = check_search(
+            watched(browser, root, problems, viewport=WIDE), root, problems
+        )
         for scheme in ("light", "dark"):
             for name, viewport in (("wide", WIDE), ("phone", PHONE)):
-                page = watched(browser, root, problems, viewport=viewport, color_scheme=scheme)
+                page = watched(
+                    browser, root, problems, viewport=viewport, color_scheme=scheme
+                )
                 for shot in SHOTS:
                     page.goto(urljoin(root, "" if shot == "index" else f"{shot}/"))
                     page.wait_for_load_state("networkidle")

@@ -77,7 +77,9 @@ def test_readme():
 @pytest.mark.usefixtures("x64")
 def test_the_moment_in_contributing():
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    (code,) = [x for x in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "_BELIEF" in x]
+    (code,) = [
+        x for x in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "_BELIEF" in x
+    ]
     room: dict[str, Any] = {}
     exec(code, room)
     ours = room["scale_by_belief"]()
