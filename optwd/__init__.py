@@ -46,4 +46,4 @@ from optwd._tabulate import tabulate as tabulate
 from optwd._with_weight_decay import with_weight_decay as with_weight_decay
 from optwd.decay import AnchorState as AnchorState
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
