@@ -28,15 +28,15 @@ def tree(rng, dtype):
         x = rng.normal(size=shape)
         if jnp.issubdtype(dtype, jnp.complexfloating):
             x = x + 1j * rng.normal(size=shape)
-        return jnp.asarray(x, dtype)
+        return np.asarray(x, dtype)
 
     return jax.tree.map(leaf, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def path_of(optimizer, dtype, steps=200):
     rng = np.random.default_rng(0)
-    params = tree(rng, dtype)
-    noise = jax.tree.map(lambda *g: jnp.stack(g), *(tree(rng, dtype) for _ in range(steps)))
+    params = jax.tree.map(jnp.asarray, tree(rng, dtype))
+    noise = jax.tree.map(lambda *g: np.stack(g), *(tree(rng, dtype) for _ in range(steps)))
 
     def body(carry, n):
         p, state = carry
