@@ -197,7 +197,6 @@ def draw(log: list[dict], resumed: list[dict] | None, title: str):
     note = ", uninterrupted" if resumed else ""
     left.plot(t, of["loss"], color=common.ORANGE, lw=1, label="training batch")
     left.plot(t, of["unseen"], color=common.BLUE, label=f"unseen topics{note}", **wide)
-    left.axhline(math.log(256), color="black", lw=0.8, ls="--", label="uniform guess")
     right.plot(t, ratio, color=common.BLUE, label=f"AdamW{note}", **wide)
     if resumed:
         t, unseen = zip(*((row["step"], row["unseen"]) for row in resumed), strict=True)
