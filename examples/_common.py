@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def extras() -> Iterator[None]:
-    """Imports that, where one is missing, end the script with a line that says so."""
+    """If an import inside is missing, end the script with a line that says so."""
     try:
         yield
     except ModuleNotFoundError as missing:
@@ -31,7 +31,8 @@ with extras():
 
     import optwd  # noqa: F401
 
-# Okabe and Ito's colours tell apart for colour-blind readers; line styles do it in grey.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; line styles do it in
+# grey.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 

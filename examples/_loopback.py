@@ -19,7 +19,7 @@ import jax
 def add_options(parser: argparse.ArgumentParser) -> None:
     """`--devices`, `--processes` and, for the processes alone, `--join ADDRESS RANK`."""
     for name, what in (
-        ("--devices", "virtual CPU devices a process; those that are there, or 1"),
+        ("--devices", "virtual CPU devices per process; those that are there, or 1"),
         ("--processes", "processes on this machine, on the CPU; 1"),
     ):
         parser.add_argument(name, type=common.positive, metavar="N", help=what)

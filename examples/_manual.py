@@ -23,7 +23,7 @@ def windows(data: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
 
 
 def batch(data: np.ndarray, shape: tuple[int, int], length: int, *seed: int) -> np.ndarray:
-    """Windows at random places that the seed alone decides."""
+    """Windows at random places, a function of the seed alone."""
     starts = np.random.default_rng(seed).integers(len(data) - length, size=shape)
     return windows(data, starts, length)
 

@@ -1,8 +1,8 @@
 """Seven optimizers on real handwritten digits, with 40% of the training labels wrong.
 
-A wide network can learn wrong labels by heart; weight decay keeps it from doing so. Each λ
+A wide network can memorise wrong labels; weight decay keeps it from doing so. Each λ
 is the best of 1, 2 and 5 times the powers of ten on five other seeds (1000 to 1004), so
-that no form of decay is shown at its worst. Decay scaled by the schedule needs no search:
+that each form of decay is shown at its best. Decay scaled by the schedule needs no search:
 at one peak learning rate η, it is the other form with η times its λ.
 
 The runs are in float64, so that the table's last column compares algorithms. In float32 it

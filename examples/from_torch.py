@@ -1,8 +1,8 @@
-"""A training run that begins in torch and goes on in JAX, step for step.
+"""A training run that begins in torch and continues in JAX, step for step.
 
 torch's AdamW, with a parameter group for weights and one for biases and a learning rate
-that falls, trains a small network on handwritten digits. Half way its weights and its
-optimizer are carried over, by name and as arrays, and both go on side by side in double
+that falls, trains a small network on handwritten digits. Half way, the weights and the
+optimizer's state are carried over by name, and both continue side by side in double
 precision, on the same batches.
 
 Needs torch: pip install -e ".[parity]"
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> np.ndarray | None:
     try:
         import torch
     except ModuleNotFoundError:
-        print("torch is not installed: there is no run to bring over, and no figures.")
+        print("torch is not installed: there is no run to carry over.")
         print('In the project\'s root, run: pip install -e ".\\[parity]"')
         return None
 

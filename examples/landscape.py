@@ -118,7 +118,7 @@ def draw(panels: dict[tuple[str, str], Panel], rates: np.ndarray, title: str):
     picture.legend(
         [dots, line],
         [
-            f"best λ of one seed, where decay cuts the error to {HELPS:g} times or less",
+            f"best λ of one seed, where decay cuts the error by {1 - HELPS:.0%} or more",
             f"inside the line: error below {REGION:g} times the panel's least",
         ],
         loc="outside lower center",
@@ -131,7 +131,7 @@ def draw(panels: dict[tuple[str, str], Panel], rates: np.ndarray, title: str):
 
 
 def main(argv: list[str] | None = None) -> dict[tuple[str, str], Panel]:
-    """Train, print, draw; returns a panel for each regime and form."""
+    """Train, print, draw; returns a panel for each start and form."""
     args = common.parser(__doc__).parse_args(argv)
     n, rates, steps = (2, RATES[::2], 300) if args.quick else (5, RATES, 300)
     data, keys, params = digits.start(range(args.seed, args.seed + n), HIDDEN)
@@ -159,16 +159,17 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], Panel]:
     λ, ηλ = panels[USUAL_START, BY_RATE], panels[LARGE_START, BY_SCHEDULE]
     shrunk = 10 ** np.nanmean(ηλ.best) * steps / 2  # the schedule's mean is a half
     print(
-        "Why: λ alone sets where the weights end, ηλ how soon they forget where they began. "
+        "Why: λ alone sets where the weights end, ηλ how soon they forget their start. "
         f"The best ηλ shrinks the large initial weights by about e^{shrunk:.1f}; they are "
         f"e^{np.log(LARGE):.1f} times too large.\nWhich to tune first: λ as Optax and "
         "PyTorch define it, unless a run is short against what it has to forget; then ηλ, "
         "the paper's λ."
     )
     title = (
-        "The best weight decay does not move with the learning rate for "
-        f"{BY_RATE} from usual initial weights\n(slope of log λ over log η: {λ.slope:.2f}), "
-        f"and for {BY_SCHEDULE} from weights {LARGE:g} times larger (slope {ηλ.slope:.2f})"
+        "The best weight decay does not change with the learning rate for\n"
+        f"{BY_RATE} from usual initial weights (slope of log λ over log η: "
+        f"{λ.slope:.2f})\nand {BY_SCHEDULE} from weights {LARGE:g} times larger "
+        f"(slope {ηλ.slope:.2f})"
     )
     common.save(draw(panels, rates, title), args.out, "landscape.png")
     return panels

@@ -77,7 +77,7 @@ def with_the_library(decay):
 
 
 def train(epoch, x, y, seed: int, bar) -> tuple[np.ndarray, np.ndarray, float]:
-    """(epochs, loss) at up to POINTS points, w with b behind, and seconds an epoch."""
+    """(epochs, loss) at up to POINTS points, w followed by b, and seconds per epoch."""
     rng = np.random.default_rng(seed)
     w, b, path, seconds = rng.normal(0, 0.01, x.shape[1]), np.zeros(()), [], 0.0
     path.append(np.append(w, b)[None])

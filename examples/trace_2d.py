@@ -2,8 +2,8 @@
 
 The bowl is twenty times steeper along x₂. An L2 penalty only makes it steeper still, by
 another factor along each axis, and Adam divides such factors out: Adam + L2 takes Adam's
-path. Decoupled decay does pull. Nothing here is random or long: --seed and --quick change
-nothing.
+path. Decoupled decay does move it. Nothing here is random or long, so --seed and --quick
+change nothing.
 """
 
 from typing import Any
@@ -62,16 +62,17 @@ def trace(optimizer: optax.GradientTransformation) -> np.ndarray:
 
 def draw(paths: list[dict[str, np.ndarray]], title: str):
     picture, panels = common.figure(len(paths), 10, 3.6)
-    x1, x2 = np.meshgrid(np.linspace(-5.7, 1.7, 100), np.linspace(-3.4, 3.1, 100))
+    x1, x2 = np.meshgrid(np.linspace(-5.7, 1.7, 100), np.linspace(-4.6, 3.1, 100))
     for panel, group in zip(panels, paths, strict=True):
         panel.grid(False)
         levels = 0.05 * 2.0 ** np.arange(9)
         panel.contour(x1, x2, f(x1, x2), levels, colors="0.8", linewidths=0.8)
+        panel.plot([], [], color="0.8", lw=0.8, label="level lines of f")
         for (name, path), look in zip(group.items(), LOOKS, strict=False):
             panel.plot(*path.T, label=name, **look)
-        panel.plot(0, 0, "k+", ms=10)
+        panel.plot(0, 0, "k+", ms=10, label="minimum")
         panel.set(xlabel="x₁", ylabel="x₂")
-        panel.legend(loc="lower right")
+        panel.legend(loc="lower right", fontsize=8)
     picture.suptitle(title)
     return picture
 

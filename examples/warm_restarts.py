@@ -106,7 +106,7 @@ def draw(curves: dict[str, np.ndarray], cycles: tuple[int, ...], title: str):
     for end in accumulate(cycles):
         label = "end of a cycle" if end == cycles[0] else None
         right.axvline(end, color="black", lw=0.6, ls=":", label=label)
-    right.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(45, 100))
+    right.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(60, 95))
     for panel in (left, right):
         panel.set(xlim=(0, None))
         panel.legend()
@@ -140,9 +140,7 @@ def main(argv: list[str] | None = None) -> dict[str, np.ndarray]:
     for name, accuracy in curves.items():
         table.add_row(name, *(f"{a:.1%}" for a in accuracy[ends - 1]))
     _, lam = restarts(1.0, cycles)
-    table.add_row(
-        "λ of the cycle that ends there", *(f"{lam(end * EPOCH - 1):.4f}" for end in ends)
-    )
+    table.add_row("λ of that cycle", *(f"{lam(end * EPOCH - 1):.4f}" for end in ends))
     print(table)
     names = list(LOOKS)
     finding = "; ".join(

@@ -3,12 +3,14 @@
 - It learns: from ln 256 = 5.5 nats a byte to below 3 in 40 small steps, on topics that it
   has not seen too; the decay is measured; the picture is there.
 - The gradient of a step is the mean over its microbatches.
-- Weights and moments lie cut over the mesh, alike.
+- Moments are sharded over the mesh as their weights are.
 - On 8 devices, and in two processes, it ends at the weights that one device ends at,
   as closely as sums agree that are added up in another order.
 - Killed by SIGKILL between checkpoints and started again it ends at the same weights bit
   for bit; two processes, too, end with the command that started them.
-- A finished run is taken over by another number of devices, bit for bit.
+- A finished run is taken over by another number of devices, bit for bit; it says that it
+  had finished, and how to start anew; `--fresh` does.
+- `--interrupted` trains again, stops between checkpoints, resumes, and compares weights.
 - The status of a process that fails is returned, and the others end.
 - What cannot be is refused in one line.
 """
@@ -127,14 +129,29 @@ def test_eight_devices_are_one(one, eight):
 def test_killed_and_resumed_is_the_same_bit_for_bit(eight, tmp_path):
     killed(tmp_path / "killed", "--devices", "8")
     printed = finished(tmp_path / "killed", "--devices", "8")
-    assert "Going on from step" in printed
+    assert "Resuming from step" in printed
     assert digest(printed) == digest(eight[1]) != []
 
 
 @pytest.mark.slow
 def test_one_device_takes_over_from_eight(eight, capsys):
     train_sharded.main([*RUN, "--out", str(eight[0])])
-    assert digest(capsys.readouterr().out) == digest(eight[1])
+    printed = capsys.readouterr().out
+    assert digest(printed) == digest(eight[1])
+    assert "Finished before; to start anew, add --fresh" in printed
+
+
+@pytest.mark.slow
+def test_it_starts_anew_and_shows_a_resume(tmp_path, capsys):
+    few = "--quick", "--steps", "20", "--out", str(tmp_path)
+    train_sharded.main([*few])
+    log = train_sharded.main([*few, "--fresh", "--interrupted"])
+    printed = capsys.readouterr().out
+    assert {row["start"] for row in log} == {0}
+    assert "Finished before" not in printed
+    assert "Stopped after step 15\nResuming from step 10 of 20" in printed
+    assert "resumed, it ends at the same weights bit for bit" in printed
+    assert len(set(digest(printed))) == 1
 
 
 @pytest.mark.slow
