@@ -29,6 +29,7 @@ class Docstrings(griffe.Extension):
 
 
 def _rewritten(text: str, module: str) -> str:
+    text = text.replace("  # doctest: +ELLIPSIS", "")
     text = _DOCTEST.sub(lambda cell: f"```pycon\n{cell[0].rstrip()}\n```\n", text)
     pieces = re.split(r"(^```pycon\n.*?\n```$)", text, flags=re.DOTALL | re.MULTILINE)
     pieces[::2] = [_NAME.sub(lambda name: _link(name, module), x) for x in pieces[::2]]

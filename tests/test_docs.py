@@ -1,6 +1,7 @@
 """The site and the README say what is so.
 
 - Every public name has a heading on a page of the API, and no heading has another name.
+- Every picture and every example is in the gallery.
 - Every page is in the navigation, and every convention is in a table of "Coming from".
 - The README has at most 900 words, its pictures exist, and the commands are there.
 - The moment that CONTRIBUTING adds is Optax's AdaBelief, to 1e-12 over 20 steps.
@@ -46,6 +47,14 @@ def public() -> set[str]:
 
 def test_every_public_name_has_a_heading():
     assert sorted(headings()) == sorted(public())
+
+
+def test_everything_is_in_the_gallery():
+    page = (DOCS / "gallery.md").read_text("utf-8")
+    for picture in (ROOT / "examples" / "figures").glob("*.png"):
+        assert f"(figures/{picture.name})" in page
+    for example in (ROOT / "examples").glob("[a-z]*.py"):
+        assert f"`python examples/{example.name}" in page
 
 
 def test_every_page_is_in_the_navigation():
