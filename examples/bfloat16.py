@@ -164,7 +164,7 @@ def draw(alone: dict[str, np.ndarray], curves: dict[str, np.ndarray], steps: int
 def main(argv: list[str] | None = None) -> tuple[dict[str, float], dict[str, Row]]:
     """Decay, train, print, draw; returns the last norms and the rows of the table."""
     args = common.parser(__doc__).parse_args(argv)
-    n, steps = (2, 100) if args.quick else (5, 500)
+    n, steps = (2, 60) if args.quick else (5, 500)
     alone, curves, rows = {}, {}, {}
     schedule = optax.warmup_cosine_decay_schedule(0.0, RATE, steps // 20, steps)
     training = optwd.adamw(schedule, b2=0.95, weight_decay=LAMBDA, mask=POLICY)
