@@ -10,6 +10,7 @@ gradients in bfloat16 or in float32, from the same seeds and on the same batches
 computes in float32, so the runs differ only in the rounding of weights and gradients.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import _common as common  # isort: skip  # first: it says which extra is missing
@@ -86,23 +87,30 @@ def transformer(seed) -> manual.Transformer:
     return manual.Transformer(LAYERS, WIDTH, LENGTH, nnx.Rngs(seed))
 
 
+GRAPH = nnx.graphdef(nnx.eval_shape(lambda: transformer(0)))
+
+
+def loss(params, tokens) -> jax.Array:
+    """In nats per byte, computed in float32."""
+    logits = nnx.merge(GRAPH, cast(params, jnp.float32))(tokens[:, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+
+@jax.jit
+@partial(jax.vmap, in_axes=(0, None))
+def measured(params, unseen):
+    """Loss on unseen topics and norm of the decayed weights, for each seed."""
+    decayed = jax.tree.map(jnp.multiply, params, POLICY.tree(params))
+    return jnp.stack([loss(params, unseen), optax.tree.norm(decayed)])
+
+
 def train(optimizer, keys, params, steps: int, bar) -> np.ndarray:
-    """All seeds at once: loss on unseen topics and norm, (POINTS + 1, 2, seeds)."""
-    graph = nnx.graphdef(nnx.eval_shape(lambda: transformer(0)))
+    """All seeds at once: what is measured, (POINTS + 1, 2, seeds)."""
     text, unseen = manual.text()
     text, unseen = jnp.asarray(text), manual.spaced(unseen, (1, UNSEEN), LENGTH)[0]
 
-    def loss(params, tokens):
-        logits = nnx.merge(graph, cast(params, jnp.float32))(tokens[:, :-1])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-        return losses.mean()
-
-    @jax.jit
-    @jax.vmap
-    def measure(params):
-        exact = cast(params, jnp.float32)
-        decayed = jax.tree.map(jnp.multiply, exact, POLICY.tree(exact))
-        return jnp.stack([loss(params, unseen), optax.tree.norm(decayed)])
+    def measure(params):  # in one dtype, so that it compiles once
+        return jax.block_until_ready(measured(cast(params, jnp.float32), unseen))
 
     @jax.jit
     def advance(params, state, ts):
@@ -111,7 +119,7 @@ def train(optimizer, keys, params, steps: int, bar) -> np.ndarray:
                 params, state = carry
                 rows = jax.random.fold_in(key, t)
                 rows = jax.random.randint(rows, (ROWS, 1), 0, len(text) - LENGTH)
-                tokens = text[rows + jnp.arange(LENGTH + 1)].astype(jnp.int32)
+                tokens = text[rows + jnp.arange(LENGTH + 1)[None]].astype(jnp.int32)
                 gradients = jax.grad(loss)(params, tokens)
                 updates, state = optimizer.update(gradients, state, params)
                 return (optax.apply_updates(params, updates), state), None
@@ -123,7 +131,7 @@ def train(optimizer, keys, params, steps: int, bar) -> np.ndarray:
     state, points = jax.vmap(optimizer.init)(params), [measure(params)]
     for ts in np.arange(steps).reshape(POINTS, -1):
         params, state = advance(params, state, ts)
-        points.append(jax.block_until_ready(measure(params)))
+        points.append(measure(params))
         bar.update(len(ts))
     return np.moveaxis(np.array(points), 1, 2)
 
@@ -156,7 +164,7 @@ def draw(alone: dict[str, np.ndarray], curves: dict[str, np.ndarray], steps: int
 def main(argv: list[str] | None = None) -> tuple[dict[str, float], dict[str, Row]]:
     """Decay, train, print, draw; returns the last norms and the rows of the table."""
     args = common.parser(__doc__).parse_args(argv)
-    n, steps = (2, 100) if args.quick else (5, 500)
+    n, steps = (2, 60) if args.quick else (5, 500)
     alone, curves, rows = {}, {}, {}
     schedule = optax.warmup_cosine_decay_schedule(0.0, RATE, steps // 20, steps)
     training = optwd.adamw(schedule, b2=0.95, weight_decay=LAMBDA, mask=POLICY)

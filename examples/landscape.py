@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], Panel]:
         "the paper's λ."
     )
     title = (
-        "The best weight decay does not change with the learning rate for\n"
+        "The best weight decay hardly changes with the learning rate for\n"
         f"{BY_RATE} from usual initial weights (slope of log λ over log η: "
         f"{λ.slope:.2f})\nand {BY_SCHEDULE} from weights {LARGE:g} times larger "
         f"(slope {ηλ.slope:.2f})"
