@@ -63,7 +63,7 @@ def test_each_restart_is_hot_and_has_its_own_decay():
 @pytest.mark.slow
 def test_example(tmp_path, capsys):
     accuracy = warm_restarts.main(["--quick", "--out", str(tmp_path)])
-    assert "λ of the cycle" in capsys.readouterr().out
+    assert "λ of that cycle" in capsys.readouterr().out
     assert (tmp_path / "warm_restarts.png").stat().st_size > 10_000
     assert accuracy["AdamWR"][-1] > 0.88
     for name in ("AdamWR", "SGDWR"):
