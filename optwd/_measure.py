@@ -58,7 +58,9 @@ def norms(x: jax.Array, depth: int = 0) -> jax.Array:
     is_small = plain < 2.0 ** (limits.minexp * 9 // 16)
     is_large = plain == jnp.inf
     units = jnp.where(is_small, 1 / unit, jnp.where(is_large, unit, 1))
-    return units * jnp.sqrt(jnp.where(is_small, small, jnp.where(is_large, large, plain)))
+    total = jnp.where(is_small, small, jnp.where(is_large, large, plain))
+    root = jnp.sqrt(jnp.where(total == 0, 1, total))  # with a derivative also at 0
+    return jnp.where(total == 0, 0, units * root)
 
 
 def mean_squares(x: jax.Array, depth: int = 0) -> jax.Array:

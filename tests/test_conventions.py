@@ -9,7 +9,6 @@
 
 import itertools
 import re
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,6 @@ import pytest
 
 import optwd
 from optwd.compat import CONVENTIONS, convert_weight_decay, table
-from optwd.compat._recipes import RECIPES
 
 PEAK, STEPS = 0.1, 50
 LAM = 0.03
@@ -263,17 +261,6 @@ def test_table_has_a_row_for_every_framework():
     for name, c in shown.items():
         for said in (f"{c.decay} [{c.acts_on}]", c.epsilon, c.defaults, f"here: {c.here}"):
             assert said in rows[name]
-
-
-def test_the_table_in_the_readme_is_this_one():
-    does = {}
-    for c in CONVENTIONS.values():
-        if not c.name.startswith("optwd.") and c not in RECIPES:
-            does.setdefault(c.decay, []).append(f"`{c.name}`")
-    rows = [f"| {decay} | {', '.join(names)} |" for decay, names in does.items()]
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    said = readme.partition("| does | the `weight_decay` of |\n")[2].splitlines()
-    assert said[1 : len(rows) + 2] == [*rows, ""]
 
 
 def test_an_error_says_the_number_that_was_given():

@@ -242,10 +242,10 @@ def test_a_count_at_its_largest_stays(entry: Entry):
 def test_the_domain_is_in_the_docstring():
     said = " ".join(optwd.scale_by_adam.__doc__.split())
     assert "up to 1.8e19" in said
-    assert "clip, or wrap in ``optax.apply_if_finite``" in said
+    assert "Clip, or wrap the optimizer in ``optax.apply_if_finite``" in said
     assert "within 1e-5 for ``b2 = 0.999``" in said  # where b is traced
     said = " ".join(optwd.decay.__doc__.split())
-    assert "After the sign flip it is growth" in said
+    assert "After the sign flip the weights grow" in said
     assert "with_weight_decay" in said
 
 
