@@ -74,9 +74,17 @@ DTYPES = [
     for dtype in ("float64", "float32", "complex128")
     if dtype != "complex128" or name in ("adam", "nadam", "amsgrad", "adamw, schedule")
 ]
+QUICK = {("adam", "complex128"), ("adamw", "float32")}  # all of float64 beside them
 
 
-@pytest.mark.parametrize(("name", "dtype"), DTYPES)
+def slow_unless(quick, *values):
+    return pytest.param(*values, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [slow_unless(d == "float64" or (n, d) in QUICK, n, d) for n, d in DTYPES],
+)
 def test_equal_over_200_steps(name, dtype):
     ours, theirs, arguments = CASES[name]
     assert "optwd" not in inspect.getmodule(theirs).__name__  # the real one
@@ -92,7 +100,10 @@ def test_equal_over_200_steps(name, dtype):
         )
 
 
-@pytest.mark.parametrize("make", ["adam", "adamw", "nadam", "nadamw", "amsgrad"])
+MAKERS = ["adam", "adamw", "nadam", "nadamw", "amsgrad"]
+
+
+@pytest.mark.parametrize("make", [slow_unless(m == "adamw", m) for m in MAKERS])
 def test_mu_dtype(make):
     """In the dtype of the parameters: equal. In bfloat16: nearer to the unrounded moment.
 
