@@ -398,7 +398,8 @@ def _radam(g, m, v, s):
 
 def _nadam(g, m, v, s):
     of_m, of_g = s.more
-    return (of_m * m + of_g * g) / root(v / s.second.correction, s)
+    below = root(v / s.second.correction, s)
+    return of_m * (m / below) + of_g * (g / below)  # the sum of both may overflow
 
 
 def _nadam_one_correction(g, m, v, s):
