@@ -294,7 +294,9 @@ class TestVariants(chex.TestCase):
     def test_every_variant_is_the_same(self, entry):
         step = stepper(entry.make())
         args = tree(0, entry), entry.make().init(tree(0, entry)), tree(1, entry)
-        assert_within_2_ulp(self.variant(step)(*args), step(*args))
+        # in one program a penalty is added to the gradient without a rounding between them
+        tolerance = 2**-6 if entry.narrow else 2**-20
+        assert_close(self.variant(step)(*args), step(*args), tolerance)
 
 
 # --- out of the process --------------------------------------------------------------

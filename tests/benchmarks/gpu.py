@@ -82,7 +82,7 @@ def exact_updates(entry: registry.Entry, gradients: np.ndarray, p: np.ndarray) -
     a = entry.arguments
     eta, decay = a["learning_rate"], a.get("weight_decay", 0.0)
     coupling = a.get("scaled_by", "learning_rate")
-    if coupling != "none":
+    if coupling != "nothing":
         decay *= eta / (a["peak_learning_rate"] if coupling == "schedule" else 1)
     direction = DIRECTIONS[entry.factory]
     if direction is reference.trace:
