@@ -292,7 +292,8 @@ class TestVariants(chex.TestCase):
     @chex.all_variants
     @parameterized.named_parameters((str(entry), entry) for entry in ALL)
     def test_every_variant_is_the_same(self, entry):
-        step = stepper(entry.make())
+        tx = entry.make()
+        step = stepper(optwd.replicated(tx) if entry.measures else tx)
         args = tree(0, entry), entry.make().init(tree(0, entry)), tree(1, entry)
         # in one program a penalty is added to the gradient without a rounding between them
         tolerance = 2**-6 if entry.narrow else 2**-20
