@@ -10,11 +10,14 @@ import optax
 import optwd
 
 
+_THEIRS = optax.add_decayed_weights
+
+
 def _add_decayed_weights(weight_decay=0.0, mask=None):
     # optax.fromage adds a negative multiple of the parameters; that is no decay, and a
-    # negative number raises here by design, but a schedule's values are its own affair
+    # negative rate raises here by design, as a number and as the value of a schedule
     if isinstance(weight_decay, float) and weight_decay < 0:
-        return optwd.decay.linear(lambda step: weight_decay, mask)
+        return _THEIRS(weight_decay, mask)
     return optwd.decay.linear(weight_decay, mask)
 
 
