@@ -9,7 +9,6 @@ import optax
 
 import optwd
 
-
 _THEIRS = optax.add_decayed_weights
 
 
