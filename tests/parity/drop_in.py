@@ -13,11 +13,11 @@ _THEIRS = optax.add_decayed_weights
 
 
 def _add_decayed_weights(weight_decay=0.0, mask=None):
-    # optax.fromage adds a negative multiple of the parameters; that is no decay, and a
-    # negative rate raises here by design, as a number and as the value of a schedule
-    if isinstance(weight_decay, float) and weight_decay < 0:
-        return _THEIRS(weight_decay, mask)
-    return optwd.decay.linear(weight_decay, mask)
+    # optax.fromage adds a negative multiple of the parameters: that is no decay, and a
+    # negative rate raises here by design
+    caller = sys._getframe(1).f_code.co_name
+    ours = caller != "fromage"
+    return (optwd.decay.linear if ours else _THEIRS)(weight_decay, mask)
 
 
 OURS = {
