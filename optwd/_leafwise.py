@@ -115,18 +115,6 @@ def moment(dtype: Any, *, real: bool = False) -> Field:
     return Field(functools.partial(jax.tree.map, zeros), real)
 
 
-def number(value: float) -> Field:
-    """One number per leaf, in float32 at least."""
-
-    def scalar(p: Any) -> jax.Array:
-        inexact = _dtypes.is_inexact(p)
-        dtype = _dtypes.at_least_float32(_dtypes.dtype_of(p)) if inexact else jnp.float32
-        return jnp.full([], value, dtype)
-
-    # A box of Flax may say how its array is sharded, which one number cannot be.
-    return Field(lambda p: jax.tree.map(scalar, _paths.unboxed(p)), is_number=True)
-
-
 def transformation(
     name: str,
     equation: Equation,
