@@ -13,7 +13,8 @@
 The table lists the decayed leaves, then the others, each list by full path.
 """
 
-import time
+import cProfile
+import pstats
 
 import flax.linen as nn
 import jax
@@ -695,17 +696,18 @@ def test_the_patterns_of_the_error_are_ten_at_most():
 # --- cost ----------------------------------------------------------------------------
 
 
-def test_resolving_2000_leaves_is_a_small_part_of_a_trace():
-    params = {f"Dense_{i}": {"kernel": jnp.ones((4, 4)), "bias": 1.0} for i in range(1000)}
+def test_resolving_is_a_small_part_of_a_trace():
+    """Counted in calls of functions, which no neighbour on the machine disturbs."""
+    params = {f"Dense_{i}": {"kernel": jnp.ones((4, 4)), "bias": 1.0} for i in range(100)}
     mask = standard() & ~path("**/Dense_1?/*", "Dense_7/**")
     optimizer = optwd.adamw(1e-3, mask=mask)
     state = optimizer.init(params)
 
-    def seconds(function):
-        start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
+    def calls(function):
+        profile = cProfile.Profile()
+        profile.runcall(function)
+        return pstats.Stats(profile).total_calls
 
-    resolve = min(seconds(lambda: masks.resolve(mask, params)) for _ in range(3))
-    trace = seconds(lambda: jax.jit(optimizer.update).trace(params, state, params))
+    resolve = calls(lambda: masks.resolve(mask, params))
+    trace = calls(lambda: jax.jit(optimizer.update).trace(params, state, params))
     assert resolve < trace / 10
