@@ -14,9 +14,11 @@ import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax import export
 
 import optwd
+from tests.registry import KINDS, Entry
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -99,4 +101,14 @@ def python(*args: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
         env=os.environ | own | environment,
         capture_output=True,
         encoding="utf-8",
+    )
+
+
+def each(entries: list[Entry], compiles: bool = False) -> pytest.MarkDecorator:
+    """Run a test for each entry; one that compiles, by default for one of each kind."""
+    slow = {e for e in entries if compiles and e.name not in KINDS}
+    return pytest.mark.parametrize(
+        "entry",
+        [pytest.param(e, marks=[pytest.mark.slow] * (e in slow)) for e in entries],
+        ids=str,
     )

@@ -27,20 +27,17 @@ from absl.testing import parameterized
 import optwd
 from tests.helpers import (
     assert_same_signature,
+    each,
     random_tree,
     stack,
     stepper,
     written_and_read,
 )
-from tests.registry import ALL, DECAYS, OPTIMIZERS, TRANSFORMATIONS, Entry
+from tests.registry import ALL, DECAYS, OPTIMIZERS, Entry
 
-every = pytest.mark.parametrize("entry", ALL, ids=str)
-every_decay = pytest.mark.parametrize("entry", DECAYS, ids=str)
-every_optimizer = pytest.mark.parametrize("entry", OPTIMIZERS, ids=str)
-every_slowly = pytest.mark.parametrize(  # a program of its own for each
-    "entry",
-    [*OPTIMIZERS, *(pytest.param(e, marks=pytest.mark.slow) for e in TRANSFORMATIONS)],
-    ids=str,
+every, every_decay, every_optimizer = map(each, (ALL, DECAYS, OPTIMIZERS))
+compiled, compiled_decay, compiled_optimizer = (
+    each(entries, compiles=True) for entries in (ALL, DECAYS, OPTIMIZERS)
 )
 
 SHAPES = {"a": {"kernel": (3, 4), "bias": (4,)}, "b": [(2,), ()]}
@@ -99,17 +96,17 @@ def test_moments_of_low_precision_are_wide(entry: Entry):
         assert x.dtype in (jnp.int32, jnp.float32) or entry.anchored or entry.narrow
 
 
-@every
+@compiled
 def test_bfloat16_parameters_with_float32_gradients_in_scan(entry: Entry):
     transformation, params = entry.make(), tree(0, jnp.bfloat16)
+    carry = (params, transformation.init(params))
 
-    def scan(carry, gradients):
-        return jax.lax.scan(
-            lambda carry, g: (stepper(transformation)(*carry, g), None), carry, gradients
-        )[0]
+    def body(carry, gradients):
+        return stepper(transformation)(*carry, gradients), None
 
-    carry = (params, jax.eval_shape(transformation.init, params))
-    assert_same_signature(jax.eval_shape(scan, carry, stack(tree(1), tree(2))), carry)
+    new, _ = jax.lax.scan(body, carry, stack(tree(1), tree(2)))
+    assert_same_signature(new, carry)
+    chex.assert_tree_all_finite(new)
 
 
 @every_decay
@@ -159,7 +156,7 @@ def test_state_is_the_same_for_number_schedule_and_mask(entry: Entry):
 # --- leaves that do not take part ----------------------------------------------------
 
 
-@every
+@compiled
 def test_none_gradient_leaves_its_leaf_alone(entry: Entry):
     transformation, params = entry.make(), tree(0)
     state = transformation.init(params)
@@ -175,7 +172,7 @@ def test_none_gradient_leaves_its_leaf_alone(entry: Entry):
             assert not np.any(moments["a"]["kernel"])
 
 
-@every
+@compiled
 def test_leaves_that_are_not_floating_are_untouched(entry: Entry):
     start = {
         "int32": jnp.array([16777217, 1]),  # not a float32
@@ -219,15 +216,25 @@ ODD = {
 }
 
 
+def check_odd_tree(params, step, init):
+    state = init(params)
+    updates, new = step(params, state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+    assert_same_signature(new, state)
+    chex.assert_tree_all_finite(updates)
+
+
 @every
 @pytest.mark.parametrize("params", ODD.values(), ids=ODD)
 def test_odd_trees(entry: Entry, params):
     transformation = entry.make()
-    state = transformation.init(params)
-    updates, new = transformation.update(params, state, params)
-    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
-    assert_same_signature(new, state)
-    chex.assert_tree_all_finite(updates)
+    check_odd_tree(params, transformation.update, transformation.init)
+
+
+@compiled
+def test_odd_trees_under_jit(entry: Entry):
+    transformation = entry.make()
+    check_odd_tree(ODD, jax.jit(transformation.update), jax.jit(transformation.init))
 
 
 @every
@@ -239,7 +246,7 @@ def test_a_leaf_of_a_dataclass_is_named(entry: Entry):
         transformation.update(wrong, transformation.init(params), params)
 
 
-@every
+@compiled
 def test_python_numbers_cost_no_further_trace(entry: Entry):
     transformation = entry.make()
     step = jax.jit(counted(stepper(transformation), 2))
@@ -252,7 +259,7 @@ def test_python_numbers_cost_no_further_trace(entry: Entry):
 # --- transformations of JAX ----------------------------------------------------------
 
 
-@every
+@compiled
 def test_jit_equals_eager(entry: Entry):
     assert_close(run(entry.make()), run(entry.make(), jit=False))
 
@@ -269,7 +276,7 @@ class TestArguments(chex.TestCase):
         assert_close(self.variant(step)(*args), step(*args))
 
 
-@every_slowly
+@compiled
 def test_vmap_equals_a_loop(entry: Entry):
     transformation, step = entry.make(), jax.jit(stepper(entry.make()))
 
@@ -280,12 +287,12 @@ def test_vmap_equals_a_loop(entry: Entry):
         return params
 
     batch = [stack(*map(tree, seeds)) for seeds in ((0, 1, 2), (3, 4, 5))]
-    each = [two_steps(step, tree(s), tree(s + 3)) for s in range(3)]
+    alone = [two_steps(step, tree(s), tree(s + 3)) for s in range(3)]
     together = functools.partial(two_steps, stepper(transformation))
-    assert_close(jax.jit(jax.vmap(together))(*batch), stack(*each))
+    assert_close(jax.jit(jax.vmap(together))(*batch), stack(*alone))
 
 
-@every_slowly
+@compiled
 def test_scan_and_cond_equal_a_loop(entry: Entry):
     transformation, params = entry.make(), tree(0)
     step = stepper(transformation)
@@ -298,7 +305,7 @@ def test_scan_and_cond_equal_a_loop(entry: Entry):
     assert_close(final, run(transformation))
 
 
-@every_optimizer
+@compiled_optimizer
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "moments",
@@ -335,7 +342,7 @@ def test_eval_shape_of_init(entry: Entry):
     chex.assert_trees_all_equal_shapes_and_dtypes(*states)
 
 
-@every_optimizer
+@compiled_optimizer
 def test_export_for_every_platform(entry: Entry):
     optimizer, params = entry.make(), tree(0)
     args = params, optimizer.init(params), tree(1)
@@ -344,20 +351,24 @@ def test_export_for_every_platform(entry: Entry):
     assert_close(written_and_read(step, *args).call(*args), jax.jit(step)(*args))
 
 
-@every_optimizer
+@compiled_optimizer
 def test_vmap_over_hyperparameters(entry: Entry):
     names = [n for n in ("learning_rate", entry.decay) if n]
     values = np.array([[0.01, 0.02, 0.0], [0.1, 0.0, 0.3]])[: len(names)]
 
+    gradients = stack(*(tree(t + 1) for t in range(5)))
+
     def final(*hyperparameters):
         optimizer = entry.make(**dict(zip(names, hyperparameters, strict=True)))
-        params, state = tree(0), optimizer.init(tree(0))
-        for t in range(2):
-            params, state = stepper(optimizer)(params, state, tree(t + 1))
-        return params
 
-    each = [final(*column) for column in values.T.tolist()]
-    assert_close(jax.jit(jax.vmap(final))(*jnp.asarray(values)), stack(*each), atol=1e-6)
+        def body(carry, g):
+            return stepper(optimizer)(*carry, g), None
+
+        carry = (tree(0), optimizer.init(tree(0)))
+        return jax.lax.scan(body, carry, gradients)[0][0]
+
+    alone = [final(*column) for column in values.T.tolist()]
+    assert_close(jax.jit(jax.vmap(final))(*jnp.asarray(values)), stack(*alone), atol=1e-6)
 
 
 # --- inside Optax --------------------------------------------------------------------
@@ -371,7 +382,7 @@ def test_accepts_extra_args(entry: Entry):
     assert_equal(transformation.update(tree(1), state, params, loss=1.0, seed=3), expected)
 
 
-@every_slowly
+@compiled
 def test_in_apply_if_finite(entry: Entry):
     wrapped = optax.apply_if_finite(entry.make(), max_consecutive_errors=2)
     params = tree(0)
@@ -385,7 +396,7 @@ def test_in_apply_if_finite(entry: Entry):
     assert_close(updates, plain.update(tree(1), plain.init(params), params)[0])
 
 
-@every
+@compiled
 def test_in_partition_masked_and_chain(entry: Entry):
     params = tree(0)
     labels = {"a": "ours", "b": "frozen"}
@@ -405,7 +416,7 @@ def test_in_partition_masked_and_chain(entry: Entry):
     assert_close(updates, jax.tree.map(lambda u: 2 * u, expected))
 
 
-@every_optimizer
+@compiled_optimizer
 def test_multi_steps_equals_one_large_batch(entry: Entry):
     params, gradients = tree(0), [tree(1), tree(2)]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *gradients)
@@ -419,7 +430,7 @@ def test_multi_steps_equals_one_large_batch(entry: Entry):
     assert_close(updates, large)
 
 
-@every_optimizer
+@compiled_optimizer
 def test_inject_hyperparams(entry: Entry):
     schedule = optax.linear_schedule(0.01, 0.001, 4)
     injected = optax.inject_hyperparams(entry.factory)(
@@ -473,7 +484,7 @@ def test_tree_get_finds_adams_state():
 # --- rates and masks -----------------------------------------------------------------
 
 
-@every_decay
+@compiled_decay
 def test_rate_zero_is_the_identity(entry: Entry):
     zero = entry.make(**{entry.decay: 0.0})
     traced = entry.make(**{entry.decay: lambda t: jnp.float32(0.0)})
@@ -495,7 +506,7 @@ MASKS = {
 }
 
 
-@every_decay
+@compiled_decay
 def test_masks(entry: Entry):
     half = entry.arguments[entry.decay] / 2
     makes = {name: {"mask": mask} for name, mask in MASKS.items()}
