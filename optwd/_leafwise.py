@@ -133,8 +133,6 @@ def transformation(
     clock = next((f for f in state_type._fields if f in ("count", "step")), None)
 
     def init(params: Any) -> Any:
-        if factors is not None:
-            factors(params)  # a mask that cannot be right fails here already
         start = {field: of.init(params) for field, of in fields.items()}
         if clock is not None:
             start[clock] = jnp.zeros([], jnp.int32)

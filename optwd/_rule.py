@@ -64,8 +64,7 @@ def transformation(
 
     def init(params: Any) -> Any:
         _check.first(rate_name, checked, **domain)
-        state = inner.init(params)
-        masks.warn_if_idle(name, mask, params)
-        return state
+        masks.warn_if_idle(name, mask, params, factors(params))
+        return inner.init(params)
 
     return optax.GradientTransformationExtraArgs(init, inner.update)

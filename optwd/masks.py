@@ -335,21 +335,20 @@ def check(mask: MaskLike) -> None:
         raise TypeError(f"masks.{name} makes a mask: call it, masks.{name}({example}).")
 
 
-def warn_if_idle(name: str, mask: MaskLike, params: PyTree) -> None:
+def warn_if_idle(name: str, mask: MaskLike, params: PyTree, resolved: PyTree) -> None:
     """Warn if a policy chooses none of the leaves that a transformation holds.
 
     A tree of bools says for each leaf what is meant; a `Mask` or a callable does not.
     """
-    if not jax.tree.leaves(params):
-        return
     if isinstance(mask, Mask) or _is_function(mask):
-        rows = [row for row in explain(mask, params) if _dtypes.is_inexact(row[0])]
-        if rows and all(factor == 0.0 for _, factor, _ in rows):
-            paths = [leaf.path for leaf, *_ in rows]
+        held = [leaf for leaf in _paths.leaves(params) if leaf.shape is not None]
+        rows = zip(held, jax.tree.leaves(resolved), strict=True)
+        factors = {leaf.path: k for leaf, k in rows if _dtypes.is_inexact(leaf)}
+        if factors and not any(factors.values()):
             warnings.warn(
                 f"{name}: the mask {mask!r} chooses none of the leaves here: "
-                f"{', '.join(paths[:3])}{', …' * (len(paths) > 3)}. Correct it; or give "
-                "mask=False if that is meant, as for one part of an optax.partition.",
+                f"{', '.join([*factors][:3])}{', …' * (len(factors) > 3)}. Correct it; or "
+                "give mask=False if that is meant, as for one part of an optax.partition.",
                 stacklevel=2,
             )
 
