@@ -41,11 +41,20 @@ def monitored(optimizer):
 @pytest.mark.parametrize(
     ("dtype", "optimizer"),
     [
-        (jnp.float32, optwd.adamw(0.01, weight_decay=0.1)),
-        (jnp.bfloat16, monitored(optwd.compensate_rounding(everything()))),
-        (jnp.bfloat16, monitored(optwd.round_stochastically(everything(), 0))),
+        pytest.param(jnp.float32, optwd.adamw(0.01, weight_decay=0.1), id="adamw"),
+        pytest.param(
+            jnp.bfloat16,
+            monitored(optwd.compensate_rounding(everything())),
+            marks=pytest.mark.slow,
+            id="compensated",
+        ),
+        pytest.param(
+            jnp.bfloat16,
+            monitored(optwd.round_stochastically(everything(), 0)),
+            marks=pytest.mark.slow,
+            id="stochastic",
+        ),
     ],
-    ids=["adamw", "compensated", "stochastic"],
 )
 def test_a_whole_train_step(dtype, optimizer):
     rng = np.random.default_rng(0)

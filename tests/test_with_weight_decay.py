@@ -79,7 +79,16 @@ def decayed(params, rho, rule=reference.linear):
     )
 
 
-@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+QUICK = ["optax.adafactor", "optax.lion", "optax.polyak_sgd", "optax.sgd"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, marks=[pytest.mark.slow] * (name not in QUICK), id=name)
+        for name, make in OPTIMIZERS.items()
+    ],
+)
 def test_own_step_minus_the_decay(make):
     optimizer = optax.with_extra_args_support(make())
     both = optwd.with_weight_decay(make(), decay.linear(rate, MASK))
