@@ -467,7 +467,9 @@ EVERY = {
     "timm.adamw": compat.timm.adamw(0.1, caution=True, corrected_weight_decay=True),
     "fastai.adam": compat.fastai.adam(0.1, decouple_wd=False),
     "algoperf.nadamw": compat.algoperf.nadamw(0.1, weight_decay=0.1),
-    "big_vision.make": compat.big_vision.make(0.1, 0.1, wd_mults=[(".*/w", 0.5), (".*", 1)]),
+    "big_vision.make": compat.big_vision.make(
+        0.1, 0.1, wd_mults=[(".*/w", 0.5), (".*", 1)]
+    ),
 }
 
 

@@ -113,22 +113,25 @@ def at(rate, multiplier):
 # --- against the references ----------------------------------------------------------
 
 
+# one rounding of the weights a step, for 100 steps
+TOLERANCES = {"float64": 1e-13, "complex128": 1e-13, "float32": 2e-6}
+
+
 @every_rule
 @pytest.mark.parametrize("rate", [0.1, rate_schedule], ids=["number", "schedule"])
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    # one rounding of the weights a step, for 100 steps
-    [("float64", 1e-13), ("complex128", 1e-13), ("float32", 2e-6)],
-)
-def test_against_reference(make, expected, rate, dtype, tolerance, x64):
-    start, anchor, directions = trees(jnp.dtype(dtype))
-    got = jax.jit(functools.partial(path_of, make(rate, MASK, anchor)))(start, directions)
-    exact = np.complex128 if dtype == "complex128" else np.float64
-    for name, multiplier in MASK.items():
-        p, a, u = (np.asarray(x[name], exact) for x in (start, anchor, directions))
-        rule = expected(a, p) if multiplier else lambda u, p, rho: u
-        want = reference_path(rule, p, u, at(rate, multiplier))
-        np.testing.assert_allclose(got[name], want, tolerance, tolerance, err_msg=name)
+def test_against_reference(make, expected, rate, x64):
+    each = {dtype: trees(jnp.dtype(dtype)) for dtype in TOLERANCES}
+    start, anchor, directions = ({d: t[i] for d, t in each.items()} for i in range(3))
+    transformation = make(rate, dict.fromkeys(TOLERANCES, MASK), anchor)
+    got = jax.jit(functools.partial(path_of, transformation))(start, directions)
+    for dtype, tolerance in TOLERANCES.items():
+        exact = np.complex128 if dtype == "complex128" else np.float64
+        for name, multiplier in MASK.items():
+            p, a, u = (np.asarray(x[name], exact) for x in each[dtype])
+            rule = expected(a, p) if multiplier else lambda u, p, rho: u
+            want = reference_path(rule, p, u, at(rate, multiplier))
+            path = got[dtype][name]
+            np.testing.assert_allclose(path, want, tolerance, tolerance, err_msg=name)
 
 
 @every_rule

@@ -96,11 +96,16 @@ def test_decay_at_every_rate(dtype, rate):
     np.testing.assert_allclose(ratio, (1 - rate * DECAY) ** steps, rtol=1.1 * half_spacing)
 
 
+gradients_too = pytest.mark.parametrize(
+    "gradients", [None, pytest.param(jnp.float32, marks=pytest.mark.slow)]
+)
+
+
 # --- compensate_rounding -------------------------------------------------------------
 
 
 @narrow
-@pytest.mark.parametrize("gradients", [None, jnp.float32])
+@gradients_too
 def test_weight_and_residual_are_the_exact_sum(dtype, gradients):
     """For steps of every size, across zero, and for subnormal weights of float16."""
     rng, steps = np.random.default_rng(0), 300
@@ -118,7 +123,7 @@ def test_weight_and_residual_are_the_exact_sum(dtype, gradients):
 
 
 @narrow
-@pytest.mark.parametrize("gradients", [None, jnp.float32])
+@gradients_too
 def test_unrolled_steps_equal_single_steps(dtype, gradients):
     """XLA keeps sums of bfloat16 in float32 within one program; nothing may hang on it."""
     exact, start = optwd.compensate_rounding(optax.identity()), normal(512, dtype)

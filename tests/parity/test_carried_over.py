@@ -470,6 +470,7 @@ OPTAX = {
         optwd.sgdw(linear, 0.9, weight_decay=0.0),
     ),
 }
+QUICK = ("adamw", "amsgrad", "sgd")
 
 
 def plain(node):
@@ -481,7 +482,13 @@ def plain(node):
     return [plain(x) for x in node] if isinstance(node, (tuple, list)) else np.asarray(node)
 
 
-@pytest.mark.parametrize(("theirs", "ours"), OPTAX.values(), ids=OPTAX)
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        pytest.param(*pair, marks=[pytest.mark.slow] * (name not in QUICK), id=name)
+        for name, pair in OPTAX.items()
+    ],
+)
 @pytest.mark.parametrize("form", [lambda s: s, plain], ids=["state", "plain"])
 def test_optax(theirs, ours, form, x64):
     rng = np.random.default_rng(0)
@@ -523,7 +530,11 @@ AROUND = {
 
 
 @pytest.mark.parametrize("name", AROUND)
-@pytest.mark.parametrize("form", [lambda s: s, plain], ids=["state", "plain"])
+@pytest.mark.parametrize(
+    "form",
+    [pytest.param(lambda s: s, marks=pytest.mark.slow, id="state"), plain],
+    ids=[None, "plain"],
+)
 def test_optax_inside_of_what_is_around_it(name, form, x64):
     """Seven steps in Optax, perhaps one with a NaN, carried over after the fourth."""
     theirs, ours = (AROUND[name](make) for make in (optax.adamw, optwd.adamw))
