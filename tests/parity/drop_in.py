@@ -1,11 +1,16 @@
 """A pytest plugin that puts this package's optimizers where Optax has its own.
 
-`pytest -p tests.parity.drop_in …/optax/_src/alias_test.py` then tests ours.
+`pytest -p tests.parity.drop_in …/optax/_src/alias_test.py` then tests ours. A test is left
+out if neither its class nor the optimizer that it is given names one of ours.
 """
 
+import inspect
+import re
 import sys
+from typing import Any
 
 import optax
+import optax.contrib
 
 import optwd
 
@@ -30,6 +35,28 @@ OURS = {
     "scale_by_amsgrad": optwd.scale_by_amsgrad,
     "add_decayed_weights": _add_decayed_weights,
 }
+
+
+NAMES = re.compile(rf"\b({'|'.join(OURS)})\b")
+
+
+def _subject(item) -> Any:
+    """The optimizer that a test is given, or the class or module of the test."""
+    given = getattr(item.obj, "__x_params_repr__", "")
+    name = re.search(r"opt_name='(\w+)'", given)
+    for module in (optax, optax.contrib) if name else ():
+        if hasattr(module, name[1]):
+            return getattr(module, name[1])
+    return item.cls or item.module
+
+
+def pytest_collection_modifyitems(config, items):
+    sources = {subject: inspect.getsource(subject) for subject in set(map(_subject, items))}
+    concerned = {subject for subject, text in sources.items() if NAMES.search(text)}
+    concerned |= set(OURS.values())
+    others = [item for item in items if _subject(item) not in concerned]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if _subject(item) in concerned]
 
 
 def pytest_configure(config):
