@@ -118,7 +118,11 @@ TOLERANCES = {"float64": 1e-13, "complex128": 1e-13, "float32": 2e-6}
 
 
 @every_rule
-@pytest.mark.parametrize("rate", [0.1, rate_schedule], ids=["number", "schedule"])
+@pytest.mark.parametrize(
+    "rate",
+    [pytest.param(0.1, id="number", marks=pytest.mark.slow), rate_schedule],
+    ids=[None, "schedule"],
+)
 def test_against_reference(make, expected, rate, x64):
     each = {dtype: trees(jnp.dtype(dtype)) for dtype in TOLERANCES}
     start, anchor, directions = ({d: t[i] for d, t in each.items()} for i in range(3))
