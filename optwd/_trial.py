@@ -1,6 +1,7 @@
 """One audit under way: which runs are made, and what follows from them."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -8,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from optwd import _probe, _verdict
-from optwd._probe import Feed, Loop, Runner, Seen, Tree, largest
+from optwd._probe import Feed, Loop, Program, Runner, Seen, Tree, largest
 from optwd._verdict import ActsOn, Form, Verdict
 
 _LONG = 128  # steps in 16 bits: a rate of 1e-3 then takes off 30 times what rounding does
-_MANY = 40  # leaves from which compiling is quicker than running each operation
 _LOUD = -1000.0  # of the other sign, so that what is cautious chooses the other weights
 
 
@@ -73,7 +73,8 @@ class Trial:
 
     def __init__(self, make: Any, tree: Tree, eta: float, lam: float, steps: int):
         self.make, self.tree, self.eta, self.lam, self.steps = make, tree, eta, lam, steps
-        self.one, self.zero = self.runner(eta, lam, True), self.runner(eta, 0.0, True)
+        self.programs: dict[bool, Program | None] = {}  # for a schedule, for a number
+        self.one, self.zero = self.runner(eta, lam), self.runner(eta, 0.0)
         plain, every = _probe.feed(tree, steps), range(len(tree.paths))
         # A sign hides a penalty that is smaller than its gradient.
         quieter = _probe.scaled(plain, tree, every, weights=1.0, gradients=lam)
@@ -102,9 +103,10 @@ class Trial:
                 self.verdicts[i] = Verdict("unclear", figures=figures)
         self.notes: list[str] = []
 
-    def runner(self, eta: Any, lam: float, compiled: bool = False) -> Runner:
+    def runner(self, eta: Any, lam: float) -> Runner:
         """What `make` returns for this learning rate and weight decay."""
-        name = f"make({'a schedule' if callable(eta) else f'{eta:g}'}, {lam:g})"
+        scheduled = callable(eta)
+        name = f"make({'a schedule' if scheduled else f'{eta:g}'}, {lam:g})"
         try:
             made = self.make(eta, lam)
         except Exception as error:
@@ -112,7 +114,15 @@ class Trial:
                 f"audit: {name} raised {type(error).__name__}: {error}\n`make` must take "
                 "any learning rate > 0, and any weight decay ≥ 0, also 0."
             ) from error
-        return Runner(self.tree, made, name, compiled=compiled)
+        numbers = (lam,) if scheduled else (eta, lam)
+        if isinstance(made, Loop):
+            return Runner(self.tree, made, name)
+        if scheduled not in self.programs:
+            build = functools.partial(self.make, eta) if scheduled else self.make
+            program = Program(build)
+            start = self.tree.pack(self.tree.draw(0))
+            self.programs[scheduled] = program if program.takes(numbers, start) else None
+        return Runner(self.tree, made, name, self.programs[scheduled], numbers)
 
     def penalties(
         self,
@@ -165,9 +175,8 @@ class Trial:
         return self.eta * 0.5**step
 
     def vary(self, eta: Any, lam: float, power: Any, zero: Runner | None = None) -> list:
-        many = len(self.verdicts) > _MANY
-        one = self.runner(eta, lam, many)
-        zero = zero or self.runner(eta, 0.0, many)
+        one = self.runner(eta, lam)
+        zero = zero or self.runner(eta, 0.0)
         plain = self.seen["plain"]
         seen = _probe.compare(one, zero, self.feeds["plain"].first(self.enough()))
         found = [
