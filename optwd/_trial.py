@@ -17,7 +17,10 @@ _LOUD = -1000.0  # of the other sign, so that what is cautious chooses the other
 
 
 class Powers(NamedTuple):
-    """With which power each enters the rate of a step; None where it cannot be told.
+    """With which power each enters the decay of a step; None where it cannot be told.
+
+    ``(1, 1, 1)`` is torch's and Optax's AdamW, ``(0, 1, 1)`` the paper's, ``(0, 0, 1)``
+    TensorFlow Addons', ``(1, 2, 1)`` AdamC.
 
     Attributes:
       learning_rate: when all of the learning rate is doubled, a schedule with its peak.
@@ -30,7 +33,7 @@ class Powers(NamedTuple):
     weight_decay: float | None = None
 
 
-class Survives(NamedTuple):
+class Survival(NamedTuple):
     """The share of the decay that is left after rounding; None where it was not seen.
 
     Attributes:
@@ -47,14 +50,16 @@ class LeafAudit:
     """What the decay does to one leaf; see `audit` for the forms.
 
     Attributes:
-      form: what it is.
-      rates: ρ of each step, where the form has one.
-      powers: see `Powers`.
-      acts_on: the weights before or after the step, or the gradient.
+      form: ``"none"``, ``"decoupled"``, ``"cautious"``, ``"anchored"``, ``"coupled"``,
+        ``"entangled"`` or ``"unclear"``.
+      rates: ρ of each step; empty where the form has none.
+      powers: how they follow the hyperparameters, see `Powers`.
+      acts_on: ``"old"`` or ``"new"``, the weights before or after the step;
+        ``"gradient"``; None where it is none of these.
       l2: c where the decay equals adding ``c·λθ`` to the gradient, None where no c does.
       remembers: whether the decay of earlier weights is in it too, through a momentum or
         an average.
-      survives: see `Survives`.
+      survives: what is left after rounding, see `Survival`.
       figures: what was seen, where the form does not say it all.
     """
 
@@ -64,7 +69,7 @@ class LeafAudit:
     acts_on: ActsOn | None = None
     l2: float | None = None
     remembers: bool = False
-    survives: Survives = Survives()  # noqa: RUF009
+    survives: Survival = Survival()  # noqa: RUF009
     figures: str = ""
 
 
@@ -209,14 +214,14 @@ class Trial:
 
     # --- rounding --------------------------------------------------------------------
 
-    def survives(self) -> list[Survives]:
+    def survives(self) -> list[Survival]:
         """What is left of the decay after rounding."""
         count = len(self.verdicts)
         tells = [
             v.form in ("decoupled", "cautious") and any(v.rates) for v in self.verdicts
         ]
         if not any(tells) or isinstance(self.one.made, Loop):
-            return [Survives()] * count
+            return [Survival()] * count
         half = [
             jnp.bfloat16 if d.kind == "f" or d == jnp.bfloat16 else d
             for d in self.tree.dtypes
@@ -226,7 +231,7 @@ class Trial:
         if half != self.tree.dtypes:
             own = self.shares(self.tree.dtypes)
         return [
-            Survives(a, b) if told else Survives()
+            Survival(a, b) if told else Survival()
             for a, b, told in zip(shares, own, tells, strict=True)
         ]
 
@@ -303,6 +308,16 @@ class Trial:
             )
             for v, powers, c, survives in rows
         ]
+
+    def stuck(self, zeros: list[int]) -> list[int]:
+        """Which of these leaves are left alone because they start at 0."""
+        zeros = [i for i in zeros if self.verdicts[i].form not in ("none", "unclear")]
+        if not zeros:
+            return []
+        plain = self.feeds["plain"]
+        start = [0 * w if i in zeros else w for i, w in enumerate(plain.start)]
+        seen = _probe.compare(self.one, self.zero, plain._replace(start=start))
+        return [i for i in zeros if _verdict.is_none(seen[i])]
 
     def still(self) -> bool:
         """Whether no leaf is updated in any step."""

@@ -8,6 +8,7 @@
 - Wrapped, stateful and random optimizers, schedules, complex and integer leaves, loops.
 - Rounding: what is left in bfloat16, plain, compensated and stochastic.
 - What cannot be told is "unclear", with figures; what cannot be run says why.
+- An optimizer is traced and compiled three times, whatever numbers it is given.
 """
 
 import jax
@@ -195,9 +196,23 @@ KNOWN = {
     ),
     "constrained": (
         lambda lr, wd: optwd.with_weight_decay(
+            optax.adam(lr), decay.constrained(0.1, update_rate=0.1 * wd)
+        ),
+        entangled(0, 0, 1),
+    ),
+    "constrained at its limit": (
+        # Λ grows with its rate up to ¼, which follows nothing
+        lambda lr, wd: optwd.with_weight_decay(
             optax.adam(lr), decay.constrained(0.1, update_rate=wd)
         ),
         entangled(0, 0, None),
+    ),
+    "to_norm": (
+        # the share of the way to the sphere: as much more of it as the pull is larger
+        lambda lr, wd: optwd.with_weight_decay(
+            optax.adam(lr), decay.to_norm(wd)
+        ),
+        entangled(None, None, 1),
     ),
     # compat
     "compat.torch.adam": (simple(compat.torch.adam), PENALTY),
@@ -588,6 +603,28 @@ def test_nothing_moves():
     assert problems(make).startswith("nothing moves: the updates are 0 in every step.")
 
 
+def test_a_matrix_on_the_sphere_that_starts_at_0():
+    """Its radius is 0, so it is left alone; a mask or a radius ends that."""
+
+    def held(**options):
+        def make(lr, wd):
+            # on or off: this needs numbers that are known
+            return optwd.with_weight_decay(
+                optax.sgd(lr), decay.to_norm(1.0 if wd else 0.0, **options)
+            )
+
+        return make
+
+    params = {"out": np.zeros((3, 2)), "kernel": np.ones((3, 2))}
+    (problem,) = audit(held(), params).problems
+    assert problem.startswith("left alone because they start at 0: out.")
+    assert "give decay.to_norm a radius, or a mask" in problem
+    assert audit(held(mask={"out": False, "kernel": True}), params).problems == ()
+    assert audit(held(radius=0.1), params).problems == ()
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    assert audit(held(), shapes).problems == ()  # of shapes nothing is known
+
+
 # --- wrapped, stateful, random, scheduled --------------------------------------------
 
 adamw = simple(optax.adamw)
@@ -834,6 +871,44 @@ def test_not_finite():
 
     leaf = audit(make, SMALL).leaves["kernel"]
     assert (leaf.form, leaf.figures) == ("unclear", "updates that are not finite")
+
+
+# --- cost ----------------------------------------------------------------------------
+
+
+def counted(optimizer, calls):
+    """The same, with how often Python runs its `update`: once for every compilation."""
+
+    def update(updates, state, params=None):
+        calls.append(None)
+        return optimizer.update(updates, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def test_it_is_compiled_three_times():
+    """For all numbers, for all numbers with a schedule, and in bfloat16."""
+    calls = []
+    found = audit(lambda lr, wd: counted(optax.adamw(lr, weight_decay=wd), calls), SMALL)
+    assert len(calls) == 3
+    assert found.leaves["kernel"].powers == (1, 1, 1)
+
+
+@pytest.mark.slow
+def test_numbers_that_must_be_known_are_known():
+    """Then there is a program for each pair of them, and one in bfloat16."""
+    calls, seen = [], []
+
+    def make(lr, wd):
+        peak_ = lr(0) if callable(lr) else lr
+        seen.append(float(peak_) * float(wd))
+        return counted(optax.adamw(lr, weight_decay=wd), calls)
+
+    found = audit(make, SMALL)
+    assert len(calls) == 8
+    assert {x.form for x in found.leaves.values()} == {"decoupled"}
+    assert found.leaves["kernel"].powers == (1, 1, 1)
+    assert "optax.adamw" in found.like
 
 
 # --- refused -------------------------------------------------------------------------
