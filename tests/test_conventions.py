@@ -261,6 +261,17 @@ def test_table_has_a_row_for_every_framework():
     for name, c in shown.items():
         for said in (f"{c.decay} [{c.acts_on}]", c.epsilon, c.defaults, f"here: {c.here}"):
             assert said in rows[name]
+        assert rows[name].endswith(f"checked: {c.evidence}")
+
+
+def test_a_row_that_no_machine_has_checked_says_so():
+    words = {c.checked: c.evidence for c in CONVENTIONS.values()}
+    assert words[""] == "by no machine, only read"
+    assert words["once"] == "once, by running its code"
+    assert words["torch"] == "the tests audit torch"
+    # not one name more without a test: tests/parity/test_audit_rows.py runs these packages
+    packages = {"torch", "keras", "timm", "fastai", "optax", "optimi", "schedulefree"}
+    assert words.keys() == packages | {"", "once", "jax", "optwd"}
 
 
 def test_an_error_says_the_number_that_was_given():
