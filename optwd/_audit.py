@@ -179,7 +179,10 @@ def _matches(leaf: LeafAudit, row: Convention, eta: float, lam: float) -> bool:
         and f"{leaf.acts_on} θ" == row.acts_on.removesuffix(" where uθ ≥ 0")
         and not leaf.remembers
         and all(seen in (None, p) for seen, p in zip(leaf.powers, powers, strict=True))
-        and all(math.isclose(r, rate, rel_tol=1e-5) for r in leaf.rates)
+        and all(
+            math.isclose(seen, rate, rel_tol=1e-5, abs_tol=error)
+            for seen, error in zip(leaf.rates, leaf.errors, strict=True)
+        )
     )
 
 

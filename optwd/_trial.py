@@ -61,6 +61,7 @@ class LeafAudit:
         an average.
       survives: what is left after rounding, see `Survival`.
       figures: what was seen, where the form does not say it all.
+      errors: how far rounding may have moved each rate, as of a loop in float32.
     """
 
     form: Form
@@ -71,6 +72,7 @@ class LeafAudit:
     remembers: bool = False
     survives: Survival = Survival()  # noqa: RUF009
     figures: str = ""
+    errors: tuple[float, ...] = ()
 
 
 class Trial:
@@ -305,6 +307,7 @@ class Trial:
                 v.remembers,
                 survives,
                 v.figures or "the decay of earlier steps is in it too" * _averages(v),
+                v.errors,
             )
             for v, powers, c, survives in rows
         ]

@@ -789,6 +789,8 @@ def test_a_loop_as_it_runs(dtype):
         np.testing.assert_allclose(
             leaf.rates, ETA * LAM, rtol=1e-9 if dtype == np.float64 else 1e-3
         )
+        assert np.all(np.abs(np.subtract(leaf.rates, ETA * LAM)) <= leaf.errors)
+    assert found.like == ("bitsandbytes",)  # also where float32 hides the last digits
     assert found.notes[0].startswith("no power of the schedule, for make refused one: ")
 
 
