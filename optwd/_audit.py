@@ -268,7 +268,10 @@ def _zeros(params: Any) -> list[int]:
     return [
         i
         for i, x in enumerate(_paths.by_path(params).values())
-        if (isinstance(x, np.ndarray) or isinstance(x, jax.Array) and x.is_fully_addressable)
+        if (
+            isinstance(x, np.ndarray)
+            or (isinstance(x, jax.Array) and x.is_fully_addressable)
+        )
         and _dtypes.is_inexact(x)
         and not np.any(np.asarray(x))
     ]

@@ -99,7 +99,9 @@ def judge(feeds: Mapping[str, Seen], l2: float | None) -> Verdict:
             )
             continue
         rates, errors = (
-            tuple(b if math.isnan(r) else a for r, a, b in zip(plain.rates, *x, strict=True))
+            tuple(
+                b if math.isnan(r) else a for r, a, b in zip(plain.rates, *x, strict=True)
+            )
             for x in zip(plain, louder, strict=True)
         )
         remembers = moved is None or not _same(plain, moved)

@@ -48,5 +48,7 @@ class Convention(NamedTuple):
     def evidence(self) -> str:
         """How the row was checked, in words."""
         if self.checked in ("", "once"):
-            return "once, by running its code" if self.checked else "by no machine, only read"
+            return (
+                "once, by running its code" if self.checked else "by no machine, only read"
+            )
         return f"the tests audit {self.checked}"

@@ -134,7 +134,9 @@ THEIRS = {
 
 
 def test_a_row_says_that_it_is_checked_if_it_is():
-    said = {c.name: c.checked for c in CONVENTIONS.values() if c.checked not in ("", "once")}
+    said = {
+        c.name: c.checked for c in CONVENTIONS.values() if c.checked not in ("", "once")
+    }
     assert said == {name: p for p, rows in THEIRS.items() for name in rows}
 
 
