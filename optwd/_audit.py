@@ -228,6 +228,17 @@ def _problems(
             f"decay in the first step only, on {_names(paths)}. Look at what counts the "
             "steps: a state that is not handed on, a schedule that ends."
         )
+    places = {  # of which kind the decay of a leaf is
+        "the gradient": those(lambda x: x.acts_on == "gradient"),
+        "the old weights": those(lambda x: x.acts_on == "old"),
+        "the new weights": those(lambda x: x.acts_on == "new"),
+    }
+    if len(met := {kind: paths for kind, paths in places.items() if paths}) > 1:
+        kinds = "; ".join(f"on {kind} for {_names(paths)}" for kind, paths in met.items())
+        yield (
+            f"more than one kind of decay: {kinds}. One number then means different "
+            "things; is the leaf's size, dtype or device what decides?"
+        )
     decided = [
         (leaf.path, why)
         for leaf, factor, why in masks.explain(masks.standard(), params)

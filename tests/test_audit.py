@@ -489,35 +489,51 @@ def test_a_penalty_of_the_wrong_sign_grows_too():
     assert found.problems[0].startswith("weights grow")
 
 
-@pytest.mark.slow
 def test_lion_is_coupled_in_one_precision_only():
-    """In bitsandbytes #1992 Lion's decay joins the gradient in 32 bit, not in 8 bit."""
+    """In bitsandbytes #1992 Lion's decay joins the gradient in 32 bit, not in 8 bit.
 
-    def lion(bits):
-        def make(lr, wd):
-            decay_ = optax.add_decayed_weights(wd)
-            lion = optax.scale_by_lion()
-            parts = (decay_, lion) if bits == 32 else (lion, decay_)
-            return optax.chain(*parts, optax.scale_by_learning_rate(lr))
+    Small leaves are in 32 bit there even if 8 bit was asked for, so it shows in one run.
+    """
 
-        return audit(make, SMALL).leaves["kernel"]
+    def make(lr, wd):
+        decay_, lion = optax.add_decayed_weights(wd), optax.scale_by_lion()
+        rate = optax.scale_by_learning_rate(lr)
+        bits = {
+            "8 bit": optax.chain(lion, decay_, rate),
+            "32 bit": optax.chain(decay_, lion, rate),
+        }
+        return optax.partition(bits, {"kernel": "8 bit", "small": "32 bit"})
 
-    assert (lion(32).form, lion(8).form) == ("coupled", "decoupled")
+    found = audit(make, {"kernel": np.ones((3, 2)), "small": np.ones((2, 2))})
+    (problem,) = found.problems
+    assert problem.startswith("more than one kind of decay: on the gradient for small; ")
+    assert "on the old weights for kernel" in problem
+    forms = [leaf.form for leaf in found.leaves.values()]
+    assert forms == ["decoupled", "coupled"]
 
 
-@pytest.mark.slow
 def test_the_order_of_the_decay_and_the_step():
     """In bitsandbytes #1993 it is after the step on one backend, before it on another."""
 
-    def make(lr, wd, after):
-        rule = decay.from_rule(
-            lambda u, p, rho: u + rho * (p - u if after else p),
-            rates.by_learning_rate(wd, lr),
-        )
-        return optwd.with_weight_decay(optax.adam(lr), rule)
+    def make(lr, wd):
+        def place(mask, after):
+            return decay.from_rule(
+                lambda u, p, rho: u + rho * (p - u if after else p),
+                rates.by_learning_rate(wd, lr),
+                mask,
+            )
 
-    for after, word in ((True, "new"), (False, "old")):
-        leaf = audit(lambda lr, wd, a=after: make(lr, wd, a), SMALL).leaves["kernel"]
+        after = place({"cuda": True, "cpu": False}, True)
+        before = place({"cuda": False, "cpu": True}, False)
+        return optwd.with_weight_decay(optax.adam(lr), optax.chain(after, before))
+
+    found = audit(make, {"cuda": np.ones((3, 2)), "cpu": np.ones((3, 2))})
+    (problem,) = found.problems
+    assert problem.startswith(
+        "more than one kind of decay: on the old weights for cpu; on the new weights for cuda"
+    )
+    for path, word in ("cuda", "new"), ("cpu", "old"):
+        leaf = found.leaves[path]
         assert (leaf.form, leaf.acts_on, leaf.powers) == ("decoupled", word, (1, 1, 1))
         assert leaf.rates == constant(pytest.approx(ETA * LAM))
 
@@ -906,6 +922,20 @@ def test_numbers_that_must_be_known_are_known():
     assert {x.form for x in found.leaves.values()} == {"decoupled"}
     assert found.leaves["kernel"].powers == (1, 1, 1)
     assert "optax.adamw" in found.like
+
+
+def test_a_penalty_of_an_unknown_factor_is_coupled():
+    """No small multiple of it fits, and the signs of large gradients hide it."""
+
+    def make(lr, wd):
+        penalty = optax.add_decayed_weights(3 * wd)
+        return optax.chain(penalty, optax.scale_by_lion(), optax.scale(-peak(lr)))
+
+    found = audit(make, {"kernel": np.ones((3, 2))})
+    leaf = found.leaves["kernel"]
+    assert (leaf.form, leaf.l2, leaf.acts_on) == ("coupled", None, "gradient")
+    assert leaf.figures.startswith("the largest element of the decay is ")
+    assert found.like == ()
 
 
 # --- refused -------------------------------------------------------------------------
