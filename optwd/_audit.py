@@ -237,7 +237,7 @@ def _problems(
         kinds = "; ".join(f"on {kind} for {_names(paths)}" for kind, paths in met.items())
         yield (
             f"more than one kind of decay: {kinds}. One number then means different "
-            "things; is the leaf's size, dtype or device what decides?"
+            "things: use one kind, or give each a number of its own."
         )
     decided = [
         (leaf.path, why)

@@ -184,22 +184,17 @@ class Program:
         def update(numbers: Numbers, gradients: Any, state: Any, params: Any) -> Any:
             return build(*numbers).update(gradients, state, params)
 
+        def first(numbers: Numbers, start: Any, gradients: Any, params: Any) -> Any:
+            made = build(*numbers)
+            return made.update(gradients, made.init(start), params)[0]
+
         def step(numbers: Numbers, gradients: Any, state: Any, params: Any) -> Any:
             updates, state = update(numbers, gradients, state, params)
             return optax.apply_updates(params, updates), state
 
-        self.init, self.update, self.step = (
-            jax.jit(f, compiler_options=_quick()) for f in (init, update, step)
+        self.init, self.update, self.first, self.step = (
+            jax.jit(f, compiler_options=_quick()) for f in (init, update, first, step)
         )
-
-    def takes(self, numbers: Numbers, params: Any) -> bool:
-        """Whether it can be traced without the values of these numbers."""
-        try:
-            state = self.init.eval_shape(numbers, params)
-            self.update.eval_shape(numbers, params, state, params)
-        except Exception:  # whatever it is, it comes again where they are known
-            return False
-        return True
 
 
 class Runner:
@@ -241,6 +236,12 @@ class Runner:
                     weights = [w + u for w, u in zip(weights, updates, strict=True)]
                 seen.append(weights if free else updates)
         return seen
+
+    def first(self, f: Feed) -> Arrays:
+        """The updates of the first step alone, which takes less to compile."""
+        with self._named():
+            trees = map(self._tree, (f.start, f.gradients[0], f.weights[0]))
+            return self.tree.unpack(self.program.first(self.numbers, *trees))
 
     def eps(self, leaf: int) -> float:
         """Sixteen roundings in the dtype of what was returned, relative to it."""

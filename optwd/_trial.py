@@ -80,8 +80,6 @@ class Trial:
 
     def __init__(self, make: Any, tree: Tree, eta: float, lam: float, steps: int):
         self.make, self.tree, self.eta, self.lam, self.steps = make, tree, eta, lam, steps
-        self.programs: dict[bool, Program | None] = {}  # for a schedule, for a number
-        self.one, self.zero = self.runner(eta, lam), self.runner(eta, 0.0)
         plain, every = _probe.feed(tree, steps), range(len(tree.paths))
         # A sign hides a penalty that is smaller than its gradient.
         quieter = _probe.scaled(plain, tree, every, weights=1.0, gradients=lam)
@@ -92,6 +90,8 @@ class Trial:
             "larger": _probe.scaled(plain, tree, every, weights=2.0, gradients=1.0),
             "moved": _probe.moved(quieter, tree),
         }
+        self.programs: dict[bool, Program | None] = {}  # for a schedule, for a number
+        self.one, self.zero = self.runner(eta, lam), self.runner(eta, 0.0)
         self.seen = {
             k: _probe.compare(self.one, self.zero, f) for k, f in self.feeds.items()
         }
@@ -121,15 +121,33 @@ class Trial:
                 f"audit: {name} raised {type(error).__name__}: {error}\n`make` must take "
                 "any learning rate > 0, and any weight decay ≥ 0, also 0."
             ) from error
-        numbers = (lam,) if scheduled else (eta, lam)
+        known = Runner(self.tree, made, name)
         if isinstance(made, Loop):
-            return Runner(self.tree, made, name)
+            return known
+        numbers = (lam,) if scheduled else (eta, lam)
         if scheduled not in self.programs:
-            build = functools.partial(self.make, eta) if scheduled else self.make
-            program = Program(build)
-            start = self.tree.pack(self.tree.draw(0))
-            self.programs[scheduled] = program if program.takes(numbers, start) else None
-        return Runner(self.tree, made, name, self.programs[scheduled], numbers)
+            self.programs[scheduled] = self.program(known, numbers)
+        program = self.programs[scheduled]
+        return Runner(self.tree, made, name, program, numbers) if program else known
+
+    def program(self, known: Runner, numbers: tuple[Any, ...]) -> Program | None:
+        """One for all numbers, if it does what `make` returns where they are known."""
+        if len(numbers) == 2:
+            self.begin, build = known.first(self.feeds["plain"]), self.make
+        else:  # at step 0 the schedule is at its peak
+            build = functools.partial(self.make, self.schedule)
+        program = Program(build)
+        traced = Runner(self.tree, known.made, known.name, program, numbers)
+        try:
+            (seen,) = traced(self.feeds["plain"].first(1))
+        except ValueError:  # `make` asks for their values
+            return None
+        triples = zip(seen, self.begin, self.feeds["plain"].start, strict=True)
+        same = all(
+            largest(a - b) <= traced.eps(i) * max(largest(b), largest(w))
+            for i, (a, b, w) in enumerate(triples)
+        )
+        return program if same and any(map(largest, self.begin)) else None
 
     def penalties(
         self,

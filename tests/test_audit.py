@@ -8,7 +8,7 @@
 - Wrapped, stateful and random optimizers, schedules, complex and integer leaves, loops.
 - Rounding: what is left in bfloat16, plain, compensated and stochastic.
 - What cannot be told is "unclear", with figures; what cannot be run says why.
-- An optimizer is traced and compiled three times, whatever numbers it is given.
+- An optimizer is traced and compiled four times, whatever numbers it is given.
 """
 
 import jax
@@ -93,6 +93,12 @@ KNOWN = {
     # Optax
     "optax.adamw": (simple(optax.adamw), OPTAX),
     "optax.nadamw": (simple(optax.nadamw), OPTAX),
+    "a schedule that begins at 1": (
+        lambda lr, wd: optax.adamw(
+            (lambda t: lr(t + 1)) if callable(lr) else lr, weight_decay=wd
+        ),
+        OPTAX,
+    ),
     "optax.adamaxw": (simple(optax.adamaxw), OPTAX),
     "optax.lion": (simple(optax.lion), OPTAX),
     "optax.adan": (simple(optax.adan), OPTAX),
@@ -529,9 +535,7 @@ def test_the_order_of_the_decay_and_the_step():
 
     found = audit(make, {"cuda": np.ones((3, 2)), "cpu": np.ones((3, 2))})
     (problem,) = found.problems
-    assert problem.startswith(
-        "more than one kind of decay: on the old weights for cpu; on the new weights for cuda"
-    )
+    assert "decay: on the old weights for cpu; on the new weights for cuda." in problem
     for path, word in ("cuda", "new"), ("cpu", "old"):
         leaf = found.leaves[path]
         assert (leaf.form, leaf.acts_on, leaf.powers) == ("decoupled", word, (1, 1, 1))
@@ -876,6 +880,41 @@ def test_a_decay_that_only_moving_weights_show():
     assert leaf.form != "none"
 
 
+def test_a_decay_that_only_weights_on_their_way_show():
+    """It pulls back what the last step but one did, and two steps at rest are no step."""
+
+    def make(lr, wd):
+        def step(params, gradients, past):
+            old, older = past or (params, params)
+            new = {
+                k: p - lr * gradients[k] - wd * (old[k] - older[k])
+                for k, p in params.items()
+            }
+            return new, (params, old)
+
+        return optwd.Loop(lambda params: None, step)
+
+    leaf = audit(make, SMALL).leaves["kernel"]
+    assert leaf.form == "unclear"
+    assert leaf.figures.startswith("no decay while the weights are held still, but after 4")
+
+
+def test_a_tiny_decay_is_seen_and_its_share_is_not():
+    """1e-9 per step: bfloat16 rounds more than all of it, so no share can be told."""
+    found = audit(adamw, {"kernel": np.ones((3, 2))}, weight_decay=1e-7)
+    leaf = found.leaves["kernel"]
+    assert leaf.form == "decoupled"
+    np.testing.assert_allclose(leaf.rates, ETA * 1e-7, rtol=1e-5)
+    assert leaf.survives.bfloat16 is None
+
+
+def test_one_weight_whose_step_rarely_shrinks_it():
+    """Gradients of the other sign show the steps in which a cautious decay holds still."""
+    leaf = audit(KNOWN["cautious"][0], {"kernel": np.ones((1, 1))}).leaves["kernel"]
+    assert leaf.form == "cautious"
+    np.testing.assert_allclose(leaf.rates, LAM)
+
+
 def test_not_finite():
     def make(lr, wd):
         return optax.chain(
@@ -899,17 +938,17 @@ def counted(optimizer, calls):
     return optax.GradientTransformation(optimizer.init, update)
 
 
-def test_it_is_compiled_three_times():
-    """For all numbers, for all numbers with a schedule, and in bfloat16."""
+def test_it_is_compiled_four_times():
+    """For one pair of numbers, for all, for all with a schedule, and in bfloat16."""
     calls = []
     found = audit(lambda lr, wd: counted(optax.adamw(lr, weight_decay=wd), calls), SMALL)
-    assert len(calls) == 3
+    assert len(calls) == 4
     assert found.leaves["kernel"].powers == (1, 1, 1)
 
 
 @pytest.mark.slow
 def test_numbers_that_must_be_known_are_known():
-    """Then there is a program for each pair of them, and one in bfloat16."""
+    """Then there is a program for each pair of them, for its first step, in bfloat16."""
     calls, seen = [], []
 
     def make(lr, wd):
@@ -918,7 +957,7 @@ def test_numbers_that_must_be_known_are_known():
         return counted(optax.adamw(lr, weight_decay=wd), calls)
 
     found = audit(make, SMALL)
-    assert len(calls) == 8
+    assert len(calls) == 9
     assert {x.form for x in found.leaves.values()} == {"decoupled"}
     assert found.leaves["kernel"].powers == (1, 1, 1)
     assert "optax.adamw" in found.like
@@ -936,6 +975,15 @@ def test_a_penalty_of_an_unknown_factor_is_coupled():
     assert (leaf.form, leaf.l2, leaf.acts_on) == ("coupled", None, "gradient")
     assert leaf.figures.startswith("the largest element of the decay is ")
     assert found.like == ()
+
+
+def test_a_make_that_asks_for_the_type_of_a_number():
+    """What it returns for a traced one is something else, which is not taken."""
+
+    def make(lr, wd):
+        return optax.adamw(lr, weight_decay=wd if isinstance(wd, float) else 0.0)
+
+    check(make, OPTAX)
 
 
 # --- refused -------------------------------------------------------------------------
