@@ -13,7 +13,7 @@ from mkdocs.structure.files import File
 from optwd.compat import CONVENTIONS
 
 ROOT = Path(__file__).parent.parent
-HEAD = ("`weight_decay` of", "does", "acts on", "defaults", "here")
+HEAD = ("`weight_decay` of", "does", "acts on", "defaults", "here", "checked")
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -36,7 +36,10 @@ def conventions(pattern: str) -> str:
     found = [c for c in CONVENTIONS.values() if re.fullmatch(pattern, c.name)]
     if not found:
         raise ValueError(f"no name in compat.CONVENTIONS matches {pattern!r}.")
-    rows = [(f"`{c.name}`", c.decay, c.acts_on, c.defaults, f"`{c.here}`") for c in found]
+    rows = [
+        (f"`{c.name}`", c.decay, c.acts_on, c.defaults, f"`{c.here}`", c.evidence)
+        for c in found
+    ]
     return "\n".join(
         "| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |"
         for row in (HEAD, ("---",) * len(HEAD), *rows)

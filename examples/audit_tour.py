@@ -100,6 +100,23 @@ def torchs() -> Iterator[tuple[str, Callable[[Any, Any], Any]]]:
             yield f"torch.{name}", lambda lr, wd, f=factory: loop(f, lr, wd)
 
 
+def audited(make: Callable[[Any, Any], Any]) -> optwd.Audit:
+    """On the default leaves, or on matrices only if it takes no others."""
+    try:
+        return optwd.audit(make)
+    except ValueError:
+        matrix = jax.ShapeDtypeStruct((3, 4), jnp.float32)
+        return optwd.audit(make, {"dense": {"kernel": matrix}, "out": {"kernel": matrix}})
+
+
+def rates(values: tuple[float, ...]) -> str:
+    """The first and, if it is another, the last."""
+    if not values:
+        return "–"
+    first, last = f"{values[0]:.3g}", f"{values[-1]:.3g}"
+    return first if first == last else f"{first} … {last}"
+
+
 def row(found: optwd.Audit) -> tuple[str, ...]:
     """The leaves that decay agree in nearly every optimizer; the first of them speaks."""
     decayed = [leaf for leaf in found.leaves.values() if leaf.form != "none"]
@@ -113,7 +130,7 @@ def row(found: optwd.Audit) -> tuple[str, ...]:
     share = leaf.survives.bfloat16
     return (
         leaf.form + " (new θ)" * (leaf.acts_on == "new"),
-        f"{leaf.rates[0]:.3g}" if leaf.rates else "–",
+        rates(leaf.rates),
         powers,
         f"{len(decayed)} of {len(found.leaves)}",
         "–" if share is None else f"{max(share, 0):.0%}",
@@ -144,7 +161,7 @@ def main(argv: list[str] | None = None) -> dict[str, optwd.Audit | str]:
     with common.progress(len(every)) as bar:
         for name, make in every.items():
             try:
-                audits[name] = found = optwd.audit(make)
+                audits[name] = found = audited(make)
                 table.add_row(name, *row(found))
             except ValueError as error:
                 audits[name] = why = str(error.__cause__ or error).splitlines()[0]

@@ -43,6 +43,9 @@ from optwd._rule import DecayState as DecayState
 from optwd._serialization import register_for_export as register_for_export
 from optwd._shards import replicated as replicated
 from optwd._tabulate import tabulate as tabulate
+from optwd._trial import LeafAudit as LeafAudit
+from optwd._trial import Powers as Powers
+from optwd._trial import Survival as Survival
 from optwd._with_weight_decay import with_weight_decay as with_weight_decay
 from optwd.decay import AnchorState as AnchorState
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from optwd import _probe, _verdict, masks
+from optwd import _dtypes, _paths, _probe, _verdict, masks
 from optwd._probe import Tree
 from optwd._trial import LeafAudit, Trial
 from optwd.compat import CONVENTIONS, Convention
@@ -91,8 +92,9 @@ def audit(
       make: ``make(learning_rate, weight_decay)`` returns an optimizer, any transformation
         of Optax or a `Loop`. It is called with numbers, and with a schedule for the
         learning rate, largest at step 0; if it refuses that, a note says so.
-      params: leaves to run on: arrays or shapes. Long axes are cut. By default a kernel, a
-        bias, the scale of a norm, an embedding, and a stack of two layers.
+      params: leaves to run on: arrays or shapes. Long axes are cut, and of values it only
+        matters which leaves are all 0. By default a kernel, a bias, the scale of a norm,
+        an embedding, and a stack of three layers.
       learning_rate: η > 0.
       weight_decay: λ > 0.
       steps: how many, ≥ 2. An optimizer that waits, such as ``optax.MultiSteps``, needs
@@ -123,10 +125,11 @@ def audit(
         trial = Trial(make, tree, learning_rate, weight_decay, steps)
         leaves = dict(zip(tree.paths, trial.leaves(), strict=True))
         others = [tree.paths[i] for i in trial.dependent()]
+        stuck = [tree.paths[i] for i in trial.stuck(_zeros(params))]
     return Audit(
         MappingProxyType(leaves),
         _like(leaves.values(), learning_rate, weight_decay),
-        tuple(_problems(leaves, params, others, trial.still(), weight_decay)),
+        tuple(_problems(leaves, params, others, stuck, trial.still(), weight_decay)),
         tuple(trial.notes),
     )
 
@@ -176,7 +179,10 @@ def _matches(leaf: LeafAudit, row: Convention, eta: float, lam: float) -> bool:
         and f"{leaf.acts_on} θ" == row.acts_on.removesuffix(" where uθ ≥ 0")
         and not leaf.remembers
         and all(seen in (None, p) for seen, p in zip(leaf.powers, powers, strict=True))
-        and all(math.isclose(r, rate, rel_tol=1e-5) for r in leaf.rates)
+        and all(
+            math.isclose(seen, rate, rel_tol=1e-5, abs_tol=error)
+            for seen, error in zip(leaf.rates, leaf.errors, strict=True)
+        )
     )
 
 
@@ -187,6 +193,7 @@ def _problems(
     leaves: Mapping[str, LeafAudit],
     params: Any,
     others: list[str],
+    stuck: list[str],
     still: bool,
     lam: float,
 ) -> Iterable[str]:
@@ -221,6 +228,17 @@ def _problems(
             f"decay in the first step only, on {_names(paths)}. Look at what counts the "
             "steps: a state that is not handed on, a schedule that ends."
         )
+    places = {  # of which kind the decay of a leaf is
+        "the gradient": those(lambda x: x.acts_on == "gradient"),
+        "the old weights": those(lambda x: x.acts_on == "old"),
+        "the new weights": those(lambda x: x.acts_on == "new"),
+    }
+    if len(met := {kind: paths for kind, paths in places.items() if paths}) > 1:
+        kinds = "; ".join(f"on {kind} for {_names(paths)}" for kind, paths in met.items())
+        yield (
+            f"more than one kind of decay: {kinds}. One number then means different "
+            "things: use one kind, or give each a number of its own."
+        )
     decided = [
         (leaf.path, why)
         for leaf, factor, why in masks.explain(masks.standard(), params)
@@ -243,12 +261,31 @@ def _problems(
             f"lost in the rounding of the parameters: {_names(paths)}. Wrap the optimizer "
             "in optwd.compensate_rounding, or keep the parameters in float32."
         )
+    if stuck:
+        yield (
+            f"left alone because they start at 0: {_names(stuck)}. A norm that is taken at "
+            "`init` is 0 there: give decay.to_norm a radius, or a mask without them."
+        )
     if others:
         yield (
             f"depends on other leaves: the decay of {_names(others)} changes when only "
             "they do. Unless one step size for all is meant (Prodigy), look for a norm "
             "or a state that leaves share."
         )
+
+
+def _zeros(params: Any) -> list[int]:
+    """The leaves of which the values are given, and are all 0."""
+    return [
+        i
+        for i, x in enumerate(_paths.by_path(params).values())
+        if (
+            isinstance(x, np.ndarray)
+            or (isinstance(x, jax.Array) and x.is_fully_addressable)
+        )
+        and _dtypes.is_inexact(x)
+        and not np.any(np.asarray(x))
+    ]
 
 
 def _known(leaf: LeafAudit) -> list[float]:

@@ -7,6 +7,7 @@ a rate of 1e-8 is seen as clearly as one of 0.1.
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -20,9 +21,15 @@ import optax
 from optwd import _dtypes, _paths
 
 Arrays = list[np.ndarray]  # one per leaf
+Numbers = tuple[float, ...]  # learning rate and weight decay, or the latter alone
 
-# XLA's own passes take longer than these small programs.
-_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+# XLA's passes and its fusion emitters take longer than these small programs.
+_QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 _SMALL = 4096  # elements in all, up to which no axis is cut
 _SHORT = 8  # axes that are never cut
 
@@ -167,13 +174,43 @@ def penalised(f: Feed, factors: list[float]) -> Feed:
     )
 
 
+class Program:
+    """What `build` makes of some numbers, traced and compiled once for all of them."""
+
+    def __init__(self, build: Callable[..., Any]):
+        def init(numbers: Numbers, params: Any) -> Any:
+            return build(*numbers).init(params)
+
+        def update(numbers: Numbers, gradients: Any, state: Any, params: Any) -> Any:
+            return build(*numbers).update(gradients, state, params)
+
+        def first(numbers: Numbers, start: Any, gradients: Any, params: Any) -> Any:
+            made = build(*numbers)
+            return made.update(gradients, made.init(start), params)[0]
+
+        def step(numbers: Numbers, gradients: Any, state: Any, params: Any) -> Any:
+            updates, state = update(numbers, gradients, state, params)
+            return optax.apply_updates(params, updates), state
+
+        self.init, self.update, self.first, self.step = (
+            jax.jit(f, compiler_options=_quick()) for f in (init, update, first, step)
+        )
+
+
 class Runner:
     """An optimizer or a loop, ready to run on any feed.
 
-    Compiling pays from about ten steps; below, every operation runs by itself.
+    `program` takes `numbers` and returns the optimizer; by default it is `made` itself.
     """
 
-    def __init__(self, tree: Tree, made: Any, name: str, *, compiled: bool = False):
+    def __init__(
+        self,
+        tree: Tree,
+        made: Any,
+        name: str,
+        program: Program | None = None,
+        numbers: Numbers = (),
+    ):
         if not isinstance(made, Loop) and not (
             callable(getattr(made, "init", None))
             and callable(getattr(made, "update", None))
@@ -182,17 +219,16 @@ class Runner:
                 f"audit: {name} returned {made!r}. It must return an Optax transformation, "
                 "with `init` and `update`, or an `optwd.Loop`."
             )
-        self.tree, self.name, self.compiled = tree, name, compiled
-        self.made: Any = made
+        self.tree, self.name, self.made = tree, name, made
+        self.numbers = numbers if program else ()
+        self.program = program or Program(lambda: made)
         self.single = [True] * len(tree.paths)  # nothing returned that float32 cannot hold
-        if compiled and not isinstance(made, Loop):
-            self.update = jax.jit(made.update, compiler_options=_QUICK)
 
     def __call__(self, f: Feed, *, free: bool = False) -> list[Arrays]:
         """The updates of every step; or, set free, the weights that they lead to."""
         seen, weights = [], f.start
-        with self._named(), self._eagerly():
-            state = self.made.init(self._tree(weights))
+        with self._named():
+            state = self._init(self._tree(weights))
             for held, gradients in zip(f.weights, f.gradients, strict=True):
                 weights = weights if free else held
                 updates, state = self._step(gradients, state, weights)
@@ -201,37 +237,44 @@ class Runner:
                 seen.append(weights if free else updates)
         return seen
 
+    def first(self, f: Feed) -> Arrays:
+        """The updates of the first step alone, which takes less to compile."""
+        with self._named():
+            trees = map(self._tree, (f.start, f.gradients[0], f.weights[0]))
+            return self.tree.unpack(self.program.first(self.numbers, *trees))
+
     def eps(self, leaf: int) -> float:
         """Sixteen roundings in the dtype of what was returned, relative to it."""
         return 16 * float(np.finfo(np.float32 if self.single[leaf] else np.float64).eps)
 
     def decay_only(self, start: Arrays, steps: int) -> Arrays:
         """Where zero gradients lead in that many steps, in the dtypes of `start`."""
-
-        def step(params: Any, state: Any) -> tuple[Any, Any]:
-            updates, state = self.made.update(zeros, state, params)
-            return optax.apply_updates(params, updates), state
-
         with self._named():
             params = self.tree.pack(map(jnp.asarray, start))
             zeros = jax.tree.map(jnp.zeros_like, params)
-            state, compiled = self.made.init(params), jax.jit(step, compiler_options=_QUICK)
+            state = self._init(params)
             for _ in range(steps):
-                params, state = compiled(params, state)
+                params, state = self.program.step(self.numbers, zeros, state, params)
             return self.tree.unpack(params)
+
+    def _init(self, params: Any) -> Any:
+        if isinstance(self.made, Loop):
+            return self.made.init(params)
+        return self.program.init(self.numbers, params)
 
     def _step(self, gradients: Arrays, state: Any, weights: Arrays) -> tuple[Arrays, Any]:
         g, w = self._tree(gradients), self._tree(weights)
         if isinstance(self.made, Loop):
             new, state = self.made.step(w, g, state)
             return [x - y for x, y in zip(self._returned(new), weights, strict=True)], state
-        updates, state = self._update()(g, state, w)
+        updates, state = self.program.update(self.numbers, g, state, w)
         return self._returned(updates), state
 
     def _tree(self, arrays: Arrays) -> Any:
         # A loop gets copies, since it may write into them.
-        kind = np.copy if isinstance(self.made, Loop) else jnp.asarray
-        return self.tree.pack(map(kind, arrays))
+        return self.tree.pack(
+            map(np.copy, arrays) if isinstance(self.made, Loop) else arrays
+        )
 
     def _returned(self, tree: Any) -> Arrays:
         arrays = self.tree.unpack(tree)
@@ -240,13 +283,6 @@ class Runner:
             with np.errstate(over="ignore", invalid="ignore"):
                 self.single[i] &= bool(np.all(x.astype(narrow) == x))
         return arrays
-
-    def _update(self) -> Any:
-        return self.update if self.compiled else self.made.update
-
-    def _eagerly(self) -> contextlib.AbstractContextManager:
-        quiet = self.compiled or isinstance(self.made, Loop)
-        return contextlib.nullcontext() if quiet else jax.disable_jit()
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -286,3 +322,14 @@ def largest(x: Any) -> float:
 
 def _double(x: np.ndarray) -> Any:
     return np.complex128 if jnp.issubdtype(x.dtype, jnp.complexfloating) else np.float64
+
+
+@functools.cache
+def _quick() -> dict[str, Any]:
+    """The options that this version of XLA has."""
+    known = {}
+    for name, value in _QUICK.items():
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+            known[name] = value
+    return known

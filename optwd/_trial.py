@@ -1,6 +1,7 @@
 """One audit under way: which runs are made, and what follows from them."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -8,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from optwd import _probe, _verdict
-from optwd._probe import Feed, Loop, Runner, Seen, Tree, largest
+from optwd._probe import Feed, Loop, Program, Runner, Seen, Tree, largest
 from optwd._verdict import ActsOn, Form, Verdict
 
 _LONG = 128  # steps in 16 bits: a rate of 1e-3 then takes off 30 times what rounding does
-_MANY = 40  # leaves from which compiling is quicker than running each operation
 _LOUD = -1000.0  # of the other sign, so that what is cautious chooses the other weights
 
 
 class Powers(NamedTuple):
-    """With which power each enters the rate of a step; None where it cannot be told.
+    """With which power each enters the decay of a step; None where it cannot be told.
+
+    ``(1, 1, 1)`` is torch's and Optax's AdamW, ``(0, 1, 1)`` the paper's, ``(0, 0, 1)``
+    TensorFlow Addons', ``(1, 2, 1)`` AdamC.
 
     Attributes:
       learning_rate: when all of the learning rate is doubled, a schedule with its peak.
@@ -30,7 +33,7 @@ class Powers(NamedTuple):
     weight_decay: float | None = None
 
 
-class Survives(NamedTuple):
+class Survival(NamedTuple):
     """The share of the decay that is left after rounding; None where it was not seen.
 
     Attributes:
@@ -47,15 +50,18 @@ class LeafAudit:
     """What the decay does to one leaf; see `audit` for the forms.
 
     Attributes:
-      form: what it is.
-      rates: ρ of each step, where the form has one.
-      powers: see `Powers`.
-      acts_on: the weights before or after the step, or the gradient.
+      form: ``"none"``, ``"decoupled"``, ``"cautious"``, ``"anchored"``, ``"coupled"``,
+        ``"entangled"`` or ``"unclear"``.
+      rates: ρ of each step; empty where the form has none.
+      powers: how they follow the hyperparameters, see `Powers`.
+      acts_on: ``"old"`` or ``"new"``, the weights before or after the step;
+        ``"gradient"``; None where it is none of these.
       l2: c where the decay equals adding ``c·λθ`` to the gradient, None where no c does.
       remembers: whether the decay of earlier weights is in it too, through a momentum or
         an average.
-      survives: see `Survives`.
+      survives: what is left after rounding, see `Survival`.
       figures: what was seen, where the form does not say it all.
+      errors: how far rounding may have moved each rate, as of a loop in float32.
     """
 
     form: Form
@@ -64,8 +70,9 @@ class LeafAudit:
     acts_on: ActsOn | None = None
     l2: float | None = None
     remembers: bool = False
-    survives: Survives = Survives()  # noqa: RUF009
+    survives: Survival = Survival()  # noqa: RUF009
     figures: str = ""
+    errors: tuple[float, ...] = ()
 
 
 class Trial:
@@ -73,7 +80,6 @@ class Trial:
 
     def __init__(self, make: Any, tree: Tree, eta: float, lam: float, steps: int):
         self.make, self.tree, self.eta, self.lam, self.steps = make, tree, eta, lam, steps
-        self.one, self.zero = self.runner(eta, lam, True), self.runner(eta, 0.0, True)
         plain, every = _probe.feed(tree, steps), range(len(tree.paths))
         # A sign hides a penalty that is smaller than its gradient.
         quieter = _probe.scaled(plain, tree, every, weights=1.0, gradients=lam)
@@ -84,6 +90,8 @@ class Trial:
             "larger": _probe.scaled(plain, tree, every, weights=2.0, gradients=1.0),
             "moved": _probe.moved(quieter, tree),
         }
+        self.programs: dict[bool, Program | None] = {}  # for a schedule, for a number
+        self.one, self.zero = self.runner(eta, lam), self.runner(eta, 0.0)
         self.seen = {
             k: _probe.compare(self.one, self.zero, f) for k, f in self.feeds.items()
         }
@@ -102,9 +110,10 @@ class Trial:
                 self.verdicts[i] = Verdict("unclear", figures=figures)
         self.notes: list[str] = []
 
-    def runner(self, eta: Any, lam: float, compiled: bool = False) -> Runner:
+    def runner(self, eta: Any, lam: float) -> Runner:
         """What `make` returns for this learning rate and weight decay."""
-        name = f"make({'a schedule' if callable(eta) else f'{eta:g}'}, {lam:g})"
+        scheduled = callable(eta)
+        name = f"make({'a schedule' if scheduled else f'{eta:g}'}, {lam:g})"
         try:
             made = self.make(eta, lam)
         except Exception as error:
@@ -112,7 +121,33 @@ class Trial:
                 f"audit: {name} raised {type(error).__name__}: {error}\n`make` must take "
                 "any learning rate > 0, and any weight decay ≥ 0, also 0."
             ) from error
-        return Runner(self.tree, made, name, compiled=compiled)
+        known = Runner(self.tree, made, name)
+        if isinstance(made, Loop):
+            return known
+        numbers = (lam,) if scheduled else (eta, lam)
+        if scheduled not in self.programs:
+            self.programs[scheduled] = self.program(known, numbers)
+        program = self.programs[scheduled]
+        return Runner(self.tree, made, name, program, numbers) if program else known
+
+    def program(self, known: Runner, numbers: tuple[Any, ...]) -> Program | None:
+        """One for all numbers, if it does what `make` returns where they are known."""
+        if len(numbers) == 2:
+            self.begin, build = known.first(self.feeds["plain"]), self.make
+        else:  # at step 0 the schedule is at its peak
+            build = functools.partial(self.make, self.schedule)
+        program = Program(build)
+        traced = Runner(self.tree, known.made, known.name, program, numbers)
+        try:
+            (seen,) = traced(self.feeds["plain"].first(1))
+        except ValueError:  # `make` asks for their values
+            return None
+        triples = zip(seen, self.begin, self.feeds["plain"].start, strict=True)
+        same = all(
+            largest(a - b) <= traced.eps(i) * max(largest(b), largest(w))
+            for i, (a, b, w) in enumerate(triples)
+        )
+        return program if same and any(map(largest, self.begin)) else None
 
     def penalties(
         self,
@@ -165,9 +200,8 @@ class Trial:
         return self.eta * 0.5**step
 
     def vary(self, eta: Any, lam: float, power: Any, zero: Runner | None = None) -> list:
-        many = len(self.verdicts) > _MANY
-        one = self.runner(eta, lam, many)
-        zero = zero or self.runner(eta, 0.0, many)
+        one = self.runner(eta, lam)
+        zero = zero or self.runner(eta, 0.0)
         plain = self.seen["plain"]
         seen = _probe.compare(one, zero, self.feeds["plain"].first(self.enough()))
         found = [
@@ -200,14 +234,14 @@ class Trial:
 
     # --- rounding --------------------------------------------------------------------
 
-    def survives(self) -> list[Survives]:
+    def survives(self) -> list[Survival]:
         """What is left of the decay after rounding."""
         count = len(self.verdicts)
         tells = [
             v.form in ("decoupled", "cautious") and any(v.rates) for v in self.verdicts
         ]
         if not any(tells) or isinstance(self.one.made, Loop):
-            return [Survives()] * count
+            return [Survival()] * count
         half = [
             jnp.bfloat16 if d.kind == "f" or d == jnp.bfloat16 else d
             for d in self.tree.dtypes
@@ -217,7 +251,7 @@ class Trial:
         if half != self.tree.dtypes:
             own = self.shares(self.tree.dtypes)
         return [
-            Survives(a, b) if told else Survives()
+            Survival(a, b) if told else Survival()
             for a, b, told in zip(shares, own, tells, strict=True)
         ]
 
@@ -291,9 +325,20 @@ class Trial:
                 v.remembers,
                 survives,
                 v.figures or "the decay of earlier steps is in it too" * _averages(v),
+                v.errors,
             )
             for v, powers, c, survives in rows
         ]
+
+    def stuck(self, zeros: list[int]) -> list[int]:
+        """Which of these leaves are left alone because they start at 0."""
+        zeros = [i for i in zeros if self.verdicts[i].form not in ("none", "unclear")]
+        if not zeros:
+            return []
+        plain = self.feeds["plain"]
+        start = [0 * w if i in zeros else w for i, w in enumerate(plain.start)]
+        seen = _probe.compare(self.one, self.zero, plain._replace(start=start))
+        return [i for i in zeros if _verdict.is_none(seen[i])]
 
     def still(self) -> bool:
         """Whether no leaf is updated in any step."""

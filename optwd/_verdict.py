@@ -47,6 +47,7 @@ class Verdict(NamedTuple):
     rates: tuple[float, ...] = ()
     remembers: bool = False
     figures: str = ""
+    errors: tuple[float, ...] = ()
 
 
 def fit(seen: Seen, shape: Shape) -> Fit | None:
@@ -97,14 +98,16 @@ def judge(feeds: Mapping[str, Seen], l2: float | None) -> Verdict:
                 "with weights × 2"
             )
             continue
-        rates = tuple(
-            b if math.isnan(a) else a
-            for a, b in zip(plain.rates, louder.rates, strict=True)
+        rates, errors = (
+            tuple(
+                b if math.isnan(r) else a for r, a, b in zip(plain.rates, *x, strict=True)
+            )
+            for x in zip(plain, louder, strict=True)
         )
         remembers = moved is None or not _same(plain, moved)
         if remembers and l2 is not None:
             break
-        return Verdict(shape.form, shape, rates, remembers)
+        return Verdict(shape.form, shape, rates, remembers, errors=errors)
     if l2 is not None:
         return Verdict("coupled", remembers=True)
     sizes = {name: max(map(largest, seen.decay)) for name, seen in feeds.items()}

@@ -8,6 +8,7 @@
 - Wrapped, stateful and random optimizers, schedules, complex and integer leaves, loops.
 - Rounding: what is left in bfloat16, plain, compensated and stochastic.
 - What cannot be told is "unclear", with figures; what cannot be run says why.
+- An optimizer is traced and compiled four times, whatever numbers it is given.
 """
 
 import jax
@@ -92,6 +93,12 @@ KNOWN = {
     # Optax
     "optax.adamw": (simple(optax.adamw), OPTAX),
     "optax.nadamw": (simple(optax.nadamw), OPTAX),
+    "a schedule that begins at 1": (
+        lambda lr, wd: optax.adamw(
+            (lambda t: lr(t + 1)) if callable(lr) else lr, weight_decay=wd
+        ),
+        OPTAX,
+    ),
     "optax.adamaxw": (simple(optax.adamaxw), OPTAX),
     "optax.lion": (simple(optax.lion), OPTAX),
     "optax.adan": (simple(optax.adan), OPTAX),
@@ -195,9 +202,21 @@ KNOWN = {
     ),
     "constrained": (
         lambda lr, wd: optwd.with_weight_decay(
+            optax.adam(lr), decay.constrained(0.1, update_rate=0.1 * wd)
+        ),
+        entangled(0, 0, 1),
+    ),
+    "constrained at its limit": (
+        # Λ grows with its rate up to ¼, which follows nothing
+        lambda lr, wd: optwd.with_weight_decay(
             optax.adam(lr), decay.constrained(0.1, update_rate=wd)
         ),
         entangled(0, 0, None),
+    ),
+    "to_norm": (
+        # the share of the way to the sphere: as much more of it as the pull is larger
+        lambda lr, wd: optwd.with_weight_decay(optax.adam(lr), decay.to_norm(wd)),
+        entangled(None, None, 1),
     ),
     # compat
     "compat.torch.adam": (simple(compat.torch.adam), PENALTY),
@@ -476,35 +495,49 @@ def test_a_penalty_of_the_wrong_sign_grows_too():
     assert found.problems[0].startswith("weights grow")
 
 
-@pytest.mark.slow
 def test_lion_is_coupled_in_one_precision_only():
-    """In bitsandbytes #1992 Lion's decay joins the gradient in 32 bit, not in 8 bit."""
+    """In bitsandbytes #1992 Lion's decay joins the gradient in 32 bit, not in 8 bit.
 
-    def lion(bits):
-        def make(lr, wd):
-            decay_ = optax.add_decayed_weights(wd)
-            lion = optax.scale_by_lion()
-            parts = (decay_, lion) if bits == 32 else (lion, decay_)
-            return optax.chain(*parts, optax.scale_by_learning_rate(lr))
+    Small leaves are in 32 bit there even if 8 bit was asked for, so it shows in one run.
+    """
 
-        return audit(make, SMALL).leaves["kernel"]
+    def make(lr, wd):
+        decay_, lion = optax.add_decayed_weights(wd), optax.scale_by_lion()
+        rate = optax.scale_by_learning_rate(lr)
+        bits = {
+            "8 bit": optax.chain(lion, decay_, rate),
+            "32 bit": optax.chain(decay_, lion, rate),
+        }
+        return optax.partition(bits, {"kernel": "8 bit", "small": "32 bit"})
 
-    assert (lion(32).form, lion(8).form) == ("coupled", "decoupled")
+    found = audit(make, {"kernel": np.ones((3, 2)), "small": np.ones((2, 2))})
+    (problem,) = found.problems
+    assert problem.startswith("more than one kind of decay: on the gradient for small; ")
+    assert "on the old weights for kernel" in problem
+    forms = [leaf.form for leaf in found.leaves.values()]
+    assert forms == ["decoupled", "coupled"]
 
 
-@pytest.mark.slow
 def test_the_order_of_the_decay_and_the_step():
     """In bitsandbytes #1993 it is after the step on one backend, before it on another."""
 
-    def make(lr, wd, after):
-        rule = decay.from_rule(
-            lambda u, p, rho: u + rho * (p - u if after else p),
-            rates.by_learning_rate(wd, lr),
-        )
-        return optwd.with_weight_decay(optax.adam(lr), rule)
+    def make(lr, wd):
+        def place(mask, after):
+            return decay.from_rule(
+                lambda u, p, rho: u + rho * (p - u if after else p),
+                rates.by_learning_rate(wd, lr),
+                mask,
+            )
 
-    for after, word in ((True, "new"), (False, "old")):
-        leaf = audit(lambda lr, wd, a=after: make(lr, wd, a), SMALL).leaves["kernel"]
+        after = place({"cuda": True, "cpu": False}, True)
+        before = place({"cuda": False, "cpu": True}, False)
+        return optwd.with_weight_decay(optax.adam(lr), optax.chain(after, before))
+
+    found = audit(make, {"cuda": np.ones((3, 2)), "cpu": np.ones((3, 2))})
+    (problem,) = found.problems
+    assert "decay: on the old weights for cpu; on the new weights for cuda." in problem
+    for path, word in ("cuda", "new"), ("cpu", "old"):
+        leaf = found.leaves[path]
         assert (leaf.form, leaf.acts_on, leaf.powers) == ("decoupled", word, (1, 1, 1))
         assert leaf.rates == constant(pytest.approx(ETA * LAM))
 
@@ -586,6 +619,25 @@ def test_nothing_moves():
         return optax.MultiSteps(optax.adamw(lr, weight_decay=wd), 9)
 
     assert problems(make).startswith("nothing moves: the updates are 0 in every step.")
+
+
+def test_a_matrix_on_the_sphere_that_starts_at_0():
+    """Its norm there is 0, so it is left alone; a radius ends that."""
+
+    def held(**options):
+        def make(lr, wd):
+            # on or off: this needs numbers that are known
+            return optwd.with_weight_decay(
+                optax.sgd(lr), decay.to_norm(1.0 if wd else 0.0, **options)
+            )
+
+        return make
+
+    params = {"out": np.zeros((3, 2)), "kernel": np.ones((3, 2))}
+    (problem,) = audit(held(), params).problems
+    assert problem.startswith("left alone because they start at 0: out.")
+    assert "give decay.to_norm a radius, or a mask" in problem
+    assert audit(held(radius=0.1), params).problems == ()
 
 
 # --- wrapped, stateful, random, scheduled --------------------------------------------
@@ -752,6 +804,8 @@ def test_a_loop_as_it_runs(dtype):
         np.testing.assert_allclose(
             leaf.rates, ETA * LAM, rtol=1e-9 if dtype == np.float64 else 1e-3
         )
+        assert np.all(np.abs(np.subtract(leaf.rates, ETA * LAM)) <= leaf.errors)
+    assert found.like == ("bitsandbytes",)  # also where float32 hides the last digits
     assert found.notes[0].startswith("no power of the schedule, for make refused one: ")
 
 
@@ -826,6 +880,41 @@ def test_a_decay_that_only_moving_weights_show():
     assert leaf.form != "none"
 
 
+def test_a_decay_that_only_weights_on_their_way_show():
+    """It pulls back what the last step but one did, and two steps at rest are no step."""
+
+    def make(lr, wd):
+        def step(params, gradients, past):
+            old, older = past or (params, params)
+            new = {
+                k: p - lr * gradients[k] - wd * (old[k] - older[k])
+                for k, p in params.items()
+            }
+            return new, (params, old)
+
+        return optwd.Loop(lambda params: None, step)
+
+    leaf = audit(make, SMALL).leaves["kernel"]
+    assert leaf.form == "unclear"
+    assert leaf.figures.startswith("no decay while the weights are held still, but after 4")
+
+
+def test_a_tiny_decay_is_seen_and_its_share_is_not():
+    """1e-9 per step: bfloat16 rounds more than all of it, so no share can be told."""
+    found = audit(adamw, {"kernel": np.ones((3, 2))}, weight_decay=1e-7)
+    leaf = found.leaves["kernel"]
+    assert leaf.form == "decoupled"
+    np.testing.assert_allclose(leaf.rates, ETA * 1e-7, rtol=1e-5)
+    assert leaf.survives.bfloat16 is None
+
+
+def test_one_weight_whose_step_rarely_shrinks_it():
+    """Gradients of the other sign show the steps in which a cautious decay holds still."""
+    leaf = audit(KNOWN["cautious"][0], {"kernel": np.ones((1, 1))}).leaves["kernel"]
+    assert leaf.form == "cautious"
+    np.testing.assert_allclose(leaf.rates, LAM)
+
+
 def test_not_finite():
     def make(lr, wd):
         return optax.chain(
@@ -834,6 +923,67 @@ def test_not_finite():
 
     leaf = audit(make, SMALL).leaves["kernel"]
     assert (leaf.form, leaf.figures) == ("unclear", "updates that are not finite")
+
+
+# --- cost ----------------------------------------------------------------------------
+
+
+def counted(optimizer, calls):
+    """The same, with how often Python runs its `update`: once for every compilation."""
+
+    def update(updates, state, params=None):
+        calls.append(None)
+        return optimizer.update(updates, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def test_it_is_compiled_four_times():
+    """For one pair of numbers, for all, for all with a schedule, and in bfloat16."""
+    calls = []
+    found = audit(lambda lr, wd: counted(optax.adamw(lr, weight_decay=wd), calls), SMALL)
+    assert len(calls) == 4
+    assert found.leaves["kernel"].powers == (1, 1, 1)
+
+
+@pytest.mark.slow
+def test_numbers_that_must_be_known_are_known():
+    """Then there is a program for each pair of them, for its first step, in bfloat16."""
+    calls, seen = [], []
+
+    def make(lr, wd):
+        peak_ = lr(0) if callable(lr) else lr
+        seen.append(float(peak_) * float(wd))
+        return counted(optax.adamw(lr, weight_decay=wd), calls)
+
+    found = audit(make, SMALL)
+    assert len(calls) == 9
+    assert {x.form for x in found.leaves.values()} == {"decoupled"}
+    assert found.leaves["kernel"].powers == (1, 1, 1)
+    assert "optax.adamw" in found.like
+
+
+def test_a_penalty_of_an_unknown_factor_is_coupled():
+    """No small multiple of it fits, and the signs of large gradients hide it."""
+
+    def make(lr, wd):
+        penalty = optax.add_decayed_weights(3 * wd)
+        return optax.chain(penalty, optax.scale_by_lion(), optax.scale(-peak(lr)))
+
+    found = audit(make, {"kernel": np.ones((3, 2))})
+    leaf = found.leaves["kernel"]
+    assert (leaf.form, leaf.l2, leaf.acts_on) == ("coupled", None, "gradient")
+    assert leaf.figures.startswith("the largest element of the decay is ")
+    assert found.like == ()
+
+
+def test_a_make_that_asks_for_the_type_of_a_number():
+    """What it returns for a traced one is something else, which is not taken."""
+
+    def make(lr, wd):
+        return optax.adamw(lr, weight_decay=wd if isinstance(wd, float) else 0.0)
+
+    check(make, OPTAX)
 
 
 # --- refused -------------------------------------------------------------------------

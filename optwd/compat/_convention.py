@@ -27,6 +27,9 @@ class Convention(NamedTuple):
       factor: what λ is multiplied by in any case; 2 for a loss with c·Σθ².
       plain: coupled, but nothing remembers or rescales the gradient, so that it is the
         same as decoupled.
+      checked: the package whose own optimizer the tests audit and find to be what the row
+        says; ``"once"`` where the original code was run beside it, but not in the tests;
+        ``""`` where no machine has checked it.
     """
 
     name: str
@@ -39,3 +42,13 @@ class Convention(NamedTuple):
     source: str
     factor: float = 1.0
     plain: bool = False
+    checked: str = ""
+
+    @property
+    def evidence(self) -> str:
+        """How the row was checked, in words."""
+        if self.checked in ("", "once"):
+            return (
+                "once, by running its code" if self.checked else "by no machine, only read"
+            )
+        return f"the tests audit {self.checked}"

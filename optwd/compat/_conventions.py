@@ -31,6 +31,7 @@ CONVENTIONS: dict[str, Convention] = {
             "lr 1e-3, β .9/.999, ε 1e-8, λ 1e-2",
             "compat.torch.adamw",
             "torch 2.13, torch/optim/adam.py, decoupled_weight_decay=True",
+            checked="torch",
         ),
         Convention(
             "torch.Adam",
@@ -41,6 +42,7 @@ CONVENTIONS: dict[str, Convention] = {
             "lr 1e-3, β .9/.999, ε 1e-8, λ 0",
             "compat.torch.adam",
             "torch 2.13, torch/optim/adam.py",
+            checked="torch",
         ),
         Convention(
             "torch.SGD",
@@ -52,6 +54,7 @@ CONVENTIONS: dict[str, Convention] = {
             "compat.torch.sgd",
             "torch 2.13, torch/optim/sgd.py",
             plain=True,
+            checked="torch",
         ),
         Convention(
             "torch.SGD(momentum)",
@@ -62,6 +65,7 @@ CONVENTIONS: dict[str, Convention] = {
             "lr 1e-3, λ 0",
             "compat.torch.sgd",
             "torch 2.13, torch/optim/sgd.py",
+            checked="torch",
         ),
         Convention(
             "keras",
@@ -72,6 +76,7 @@ CONVENTIONS: dict[str, Convention] = {
             "lr 1e-3, β .9/.999, ε 1e-7; AdamW λ 4e-3",
             "compat.keras.adamw, adam, sgd",
             "Keras 3.15, keras/src/optimizers/base_optimizer.py, _apply_weight_decay",
+            checked="keras",
         ),
         Convention(
             "tf_addons",
@@ -102,6 +107,7 @@ CONVENTIONS: dict[str, Convention] = {
             "β .9/.999, ε 1e-8, λ 1e-4",
             "optwd.adamw",
             "Optax 0.2.8, optax/_src/alias.py",
+            checked="optax",
         ),
         Convention(
             "optax.adafactor",
@@ -112,6 +118,7 @@ CONVENTIONS: dict[str, Convention] = {
             "no λ",
             "optwd.with_weight_decay(…, decay.linear(λ))",
             "Optax 0.2.8, optax/_src/alias.py",
+            checked="optax",
         ),
         Convention(
             "fastai",
@@ -122,6 +129,7 @@ CONVENTIONS: dict[str, Convention] = {
             "β .9/.99, ε 1e-5, λ 1e-2",
             "compat.fastai.adam, sgd",
             "fastai 2.8, fastai/optimizer.py, weight_decay",
+            checked="fastai",
         ),
         Convention(
             "fastai(decouple_wd=False)",
@@ -132,6 +140,7 @@ CONVENTIONS: dict[str, Convention] = {
             "as fastai",
             "compat.fastai.adam(decouple_wd=False)",
             "fastai 2.8, fastai/optimizer.py, l2_reg",
+            checked="fastai",
         ),
         Convention(
             "timm.AdamW",
@@ -142,6 +151,7 @@ CONVENTIONS: dict[str, Convention] = {
             "lr 1e-3, β .9/.999, ε 1e-8, λ 1e-2",
             "compat.timm.adamw",
             "timm 1.0, timm/optim/adamw.py",
+            checked="timm",
         ),
         Convention(
             "timm.AdamW(corrected_weight_decay)",
@@ -152,6 +162,7 @@ CONVENTIONS: dict[str, Convention] = {
             "as timm.AdamW; η_max is lr at construction",
             "compat.timm.adamw(corrected_weight_decay=True)",
             "timm 1.0, timm/optim/adamw.py; Defazio, arXiv 2506.02285",
+            checked="timm",
         ),
         Convention(
             "big_vision",
@@ -223,6 +234,7 @@ CONVENTIONS: dict[str, Convention] = {
             "optwd.add_l2(2λ)",
             "the derivative of λθ²",
             factor=2.0,
+            checked="jax",
         ),
         Convention(
             "optwd.adamw",
@@ -233,6 +245,7 @@ CONVENTIONS: dict[str, Convention] = {
             "β .9/.999, ε 1e-8, λ 1e-4",
             "optwd.adamw, sgdw, …",
             "this package",
+            checked="optwd",
         ),
         Convention(
             "optwd.adamw(scaled_by='schedule')",
@@ -243,6 +256,7 @@ CONVENTIONS: dict[str, Convention] = {
             "as optwd.adamw",
             "optwd.adamw(scaled_by='schedule')",
             "this package",
+            checked="optwd",
         ),
         Convention(
             "optwd.adamw(scaled_by='nothing')",
@@ -253,6 +267,7 @@ CONVENTIONS: dict[str, Convention] = {
             "as optwd.adamw",
             "optwd.adamw(scaled_by='nothing')",
             "this package",
+            checked="optwd",
         ),
         Convention(
             "optwd.adam_l2",
@@ -263,6 +278,7 @@ CONVENTIONS: dict[str, Convention] = {
             "β .9/.999, ε 1e-8, λ 1e-4",
             "optwd.adam_l2, sgd_l2",
             "this package",
+            checked="optwd",
         ),
         *RECIPES,
     )

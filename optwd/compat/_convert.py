@@ -106,7 +106,8 @@ def table() -> str:
 def _says(c: Convention) -> list[str]:
     epsilon = f"ε {c.epsilon}" if c.epsilon else ""
     defaults = "; ".join(filter(None, [epsilon, c.defaults]))
-    return [f"{c.decay} [{c.acts_on}]", defaults, f"here: {c.here}"]
+    how = f"checked: {c.evidence}"
+    return [f"{c.decay} [{c.acts_on}]", defaults, f"here: {c.here}", how]
 
 
 def _row(name: str, *texts: str, column: int = 36, width: int = 64) -> list[str]:

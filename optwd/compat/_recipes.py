@@ -20,6 +20,7 @@ RECIPES = (
         "λ 0, on matrices; the others have adam_weight_decay 0",
         _AFTER_THE_STEP,
         "Optax 0.2.8, optax/contrib/_muon.py",
+        checked="optax",
     ),
     Convention(
         "torch.Muon",
@@ -30,6 +31,7 @@ RECIPES = (
         "lr 1e-3, momentum .95, λ .1",
         _IN_THE_CHAIN,
         "torch 2.13, torch/optim/_muon.py, _single_tensor_muon",
+        checked="torch",
     ),
     Convention(
         "moonlight.Muon",
@@ -40,6 +42,7 @@ RECIPES = (
         "lr 1e-3, momentum .95, λ .1; its AdamW has the same λ",
         _IN_THE_CHAIN,
         "MoonshotAI/Moonlight c2ad5b2, examples/toy_train.py; arXiv 2502.16982",
+        checked="once",
     ),
     Convention(
         "nanochat",
@@ -50,6 +53,7 @@ RECIPES = (
         "λ .28·√(B/B_ref)·D_ref/D, on matrices; AdamW has .001 to .05, or 0 on scalars",
         "chain(…, optwd.decay.cautious(cosine), by shape, scale_by_learning_rate(η))",
         "karpathy/nanochat 92d63d4, nanochat/optim.py and scripts/base_train.py",
+        checked="once",
     ),
     Convention(
         "modded-nanogpt",
@@ -61,6 +65,7 @@ RECIPES = (
         "chain(…, optwd.decay.cautious(rates.by_learning_rate(λ, η)), "
         "scale_by_learning_rate(η))",
         "KellerJordan/modded-nanogpt f411b3d3, train_gpt.py, NorMuonAndAdam",
+        checked="once",
     ),
     Convention(
         "levanter",
@@ -81,6 +86,7 @@ RECIPES = (
         "decoupled_weight_decay None",
         _AFTER_THE_STEP,
         "google/praxis feeaff1, praxis/optimizers.py, apply_decoupled_weight_decay",
+        checked="once",
     ),
     Convention(
         "praxis(l2_regularizer_weight)",
@@ -91,6 +97,7 @@ RECIPES = (
         "None; skip_lp_1d_vectors leaves vectors out of this one alone",
         "chain(optwd.add_l2(λ), …)",
         "google/praxis feeaff1, praxis/optimizers.py, apply_lp_regularizer",
+        checked="once",
     ),
     Convention(
         "t5x.Adafactor",
@@ -101,6 +108,7 @@ RECIPES = (
         "weight_decay_rate None; on every leaf",
         "optwd.with_weight_decay(…, decay.linear(λ))",
         "google-research/t5x cc342d4, t5x/adafactor.py, apply_param_gradient",
+        checked="once",
     ),
     Convention(
         "t5x.Adafactor(weight_decay_rate_lr_exponent=2)",
@@ -111,6 +119,7 @@ RECIPES = (
         "None; on every leaf",
         "optwd.with_weight_decay(…, decay.linear(lambda t: λ * η(t) ** 2))",
         "google-research/t5x cc342d4, t5x/adafactor.py, apply_param_gradient",
+        checked="once",
     ),
     Convention(
         "easylm.palm",
@@ -122,6 +131,7 @@ RECIPES = (
         "optwd.with_weight_decay(…, decay.linear(lambda t: 1e4 * λ * η(t) ** 2))",
         "young-geng/EasyLM fe5b2c3, EasyLM/optimizers.py, PalmOptimizerFactory",
         factor=1e4,
+        checked="once",
     ),
     Convention(
         "emerging_optimizers",
@@ -132,6 +142,7 @@ RECIPES = (
         "Muon lr 3e-4, λ .01; Lion lr 1e-4, λ .01; most others 0",
         "optwd.adamw",
         "NVIDIA-NeMo/Emerging-Optimizers fd77292, emerging_optimizers/mixin.py",
+        checked="once",
     ),
     Convention(
         "emerging_optimizers(independent)",
@@ -142,6 +153,7 @@ RECIPES = (
         "as emerging_optimizers",
         "optwd.adamw(scaled_by='nothing')",
         "NVIDIA-NeMo/Emerging-Optimizers fd77292, emerging_optimizers/mixin.py",
+        checked="once",
     ),
     Convention(
         "emerging_optimizers(l2)",
@@ -152,6 +164,7 @@ RECIPES = (
         "as emerging_optimizers",
         "optwd.adam_l2",
         "NVIDIA-NeMo/Emerging-Optimizers fd77292, emerging_optimizers/mixin.py",
+        checked="once",
     ),
     Convention(
         "emerging_optimizers(palm)",
@@ -163,6 +176,7 @@ RECIPES = (
         "chain(optwd.scale_by_adam(), decay.linear(rates.by_learning_rate(λ, η)), "
         "scale_by_learning_rate(η))",
         "NVIDIA-NeMo/Emerging-Optimizers fd77292, emerging_optimizers/mixin.py",
+        checked="once",
     ),
     Convention(
         "optimi",
@@ -173,6 +187,7 @@ RECIPES = (
         "β .9/.99, ε 1e-6, λ 1e-2",
         "optwd.adamw",
         "optimi 0.3.3, optimi/adam.py",
+        checked="optimi",
     ),
     Convention(
         "optimi(decouple_lr)",
@@ -183,6 +198,7 @@ RECIPES = (
         "as optimi; η_max is lr at construction",
         "optwd.adamw(scaled_by='schedule')",
         "optimi 0.3.3, optimi/adam.py",
+        checked="optimi",
     ),
     Convention(
         "optimi.Adam",
@@ -193,6 +209,7 @@ RECIPES = (
         "β .9/.99, ε 1e-6, λ 0",
         "optwd.adam_l2",
         "optimi 0.3.3, optimi/adam.py",
+        checked="optimi",
     ),
     Convention(
         "bitsandbytes.Lion",
@@ -203,6 +220,7 @@ RECIPES = (
         "lr 1e-4, β .9/.99, λ 0",
         _IN_THE_CHAIN,
         "bitsandbytes 0.50, csrc/kernels.cu and backends/default/ops.py",
+        checked="once",
     ),
     Convention(
         "bitsandbytes.Lion(0.49)",
@@ -224,6 +242,7 @@ RECIPES = (
         "optax.contrib.schedule_free(chain(…, optwd.decay.linear(λ), "
         "scale_by_learning_rate(η)), η)",
         "facebookresearch/schedule_free 70785b5, adamw_schedulefree_reference.py",
+        checked="schedulefree",
     ),
     Convention(
         "algoperf",
@@ -234,5 +253,6 @@ RECIPES = (
         "β .9/.999, ε 1e-8, λ 0; no mask",
         "compat.algoperf.nadamw",
         "google/init2winit afd5a84, kitchen_sink/_src/transform.py, scale_by_nadam",
+        checked="once",
     ),
 )

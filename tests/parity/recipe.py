@@ -14,6 +14,8 @@ import numpy as np
 import optax
 import pytest
 
+import optwd
+
 STEPS = 60
 LR, WD = 0.02, 0.3
 SHAPES = {"kernel": (4, 3), "bias": (3,), "conv": (2, 3, 2, 2), "scale": ()}
@@ -109,6 +111,45 @@ def torch_run(
         optimizer.step()
         seen.append({k: p.detach().numpy().copy() for k, p in tensors.items()})
     return seen
+
+
+def every(tensors, wd):
+    """One group of all."""
+    return [{"params": list(tensors.values())}]
+
+
+def torch_loop(
+    torch, optimizer, groups=every, *, options="param_groups", begin=None, **fixed
+):
+    """What turns an optimizer of torch into something that `optwd.audit` can run.
+
+    `begin` is what the optimizer asks for before its first step.
+    """
+
+    def make(lr, wd):
+        rate = lr if callable(lr) else lambda t: lr
+
+        def init(params):
+            tensors = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in params.items()}
+            theirs = optimizer(groups(tensors, wd), lr=rate(0), weight_decay=wd, **fixed)
+            if begin:
+                begin(theirs)
+            return tensors, theirs, 0
+
+        def step(params, gradients, state):
+            tensors, theirs, t = state
+            for group in getattr(theirs, options):
+                group["lr"] = rate(t)
+            for k, tensor in tensors.items():
+                tensor.data.copy_(torch.tensor(params[k]))
+                tensor.grad = torch.tensor(gradients[k])
+            theirs.step()
+            new = {k: v.detach().numpy().copy() for k, v in tensors.items()}
+            return new, (tensors, theirs, t + 1)
+
+        return optwd.Loop(init, step)
+
+    return make
 
 
 def difference(a, b):

@@ -5,11 +5,13 @@
 - Parameter groups show as leaves that do not decay.
 """
 
+import functools
+
 import numpy as np
 import pytest
 
-import optwd
 from optwd import audit, compat
+from tests.parity import recipe
 
 torch = pytest.importorskip("torch")
 
@@ -17,40 +19,7 @@ PARAMS = {"kernel": np.ones((3, 2)), "bias": np.ones(3)}
 ETA, LAM = 1e-2, 0.1
 
 
-def loop(
-    optimizer, groups=lambda tensors, wd: [{"params": list(tensors.values())}], **options
-):
-    """What turns an optimizer of torch into something that `audit` can run."""
-
-    def make(lr, wd):
-        rate = lr if callable(lr) else lambda t: lr
-
-        def init(params):
-            tensors = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in params.items()}
-            return (
-                tensors,
-                optimizer(groups(tensors, wd), lr=rate(0), weight_decay=wd, **options),
-                0,
-            )
-
-        def step(params, gradients, state):
-            tensors, torchs, t = state
-            for group in torchs.param_groups:
-                group["lr"] = rate(t)
-            for k, tensor in tensors.items():
-                tensor.data.copy_(torch.tensor(params[k]))
-                tensor.grad = torch.tensor(gradients[k])
-            torchs.step()
-            return {k: v.detach().numpy().copy() for k, v in tensors.items()}, (
-                tensors,
-                torchs,
-                t + 1,
-            )
-
-        return optwd.Loop(init, step)
-
-    return make
-
+loop = functools.partial(recipe.torch_loop, torch)
 
 DECOUPLED = {"AdamW": {}, "Adam": {"decoupled_weight_decay": True}}
 COUPLED = {
