@@ -144,8 +144,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     print(f"{name}, {len(y)} rows: {finding}; weights within {difference:.1g}.")
     title = (
-        f"{name}, {EPOCHS} epochs: weights from scratch and with the library agree\n"
-        f"to {difference:.1g}; loss {library:.3f}, {floor:.3f} at best"
+        f"{name}, {EPOCHS} epochs: loss {library:.3f}, {floor:.3f} at best;\n"
+        f"from scratch and with the library the same weights to {difference:.1g}"
     )
     common.save(draw(curves, floor, title), args.out, "linear_regression.png")
     return {"scratch": scratch, "library": library, "best": floor, "weights": difference}
