@@ -166,8 +166,8 @@ def power_lines(
 
         λ = B/(ηD·1.084·(D/N)^−0.527)
 
-    λ goes with one learning rate, the peak that the run will use. With that of another
-    run it is wrong by their ratio, as here, where 0.337 was trained with and 0.096 meant:
+    λ belongs to one learning rate, the peak at which the run is trained; for another it is
+    off by the ratio of the two. Here 0.337 is right at 4e-4, while 1.4e-3 wants 0.096:
 
     >>> run = {"batch_tokens": 98_304, "tokens": 3.26e9, "parameters": 163e6}
     >>> print(power_lines(4e-4, **run), power_lines(1.4e-3, **run))
