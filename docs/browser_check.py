@@ -8,7 +8,8 @@ checks that
 - every page opens without an error on its console and without a request to another host;
 - every link inside the site leads to a page, and every fragment to a place on it;
 - no page scrolls sideways at the width of a phone;
-- searching for ``weight_decay`` finds pages.
+- searching for ``weight_decay`` finds pages;
+- the copy button of a cell copies what one types, without prompts and output.
 
 It saves screenshots: wide and at a phone's width, light and dark.
 """
@@ -136,6 +137,18 @@ def check_search(page: Page, root: str, problems: list[str]) -> int:
     return found
 
 
+def check_copy(page: Page, root: str, problems: list[str]) -> None:
+    """What the copy button of the first cell of Start puts on the clipboard."""
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(urljoin(root, "start/"), wait_until="networkidle")
+    page.locator(".language-pycon").first.hover()
+    page.locator(".language-pycon button").first.click()
+    page.locator(".md-dialog--active").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    if not copied.startswith("import jax") or ">>>" in copied or "True" in copied:
+        problems.append(f"the copy button copies {copied!r}")
+
+
 def main() -> None:
     """Check, print, and fail if there is a problem."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -158,6 +171,7 @@ def main() -> None:
         found = check_search(
             watched(browser, root, problems, viewport=WIDE), root, problems
         )
+        check_copy(watched(browser, root, problems, viewport=WIDE), root, problems)
         for scheme in ("light", "dark"):
             for name, viewport in (("wide", WIDE), ("phone", PHONE)):
                 page = watched(

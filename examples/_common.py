@@ -31,7 +31,7 @@ with extras():
 
     import optwd  # noqa: F401
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; line styles do it in
+# Okabe and Ito's colors, which color-blind readers can tell apart; line styles do it in
 # grey.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"

@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> tuple[dict[str, float], dict[str, Row
     title = (
         "Plain bfloat16 loses all decay at ηλ = 1e-4, and in training "
         f"{plain:.2f} nats per byte;\ncompensated or stochastic rounding is within "
-        f"{max(map(abs, kept)):.1g} of float32 (means over {n} seeds, shaded: their range)"
+        f"{max(map(abs, kept)):.1g} nats of float32 (means and ranges of {n} seeds)"
     )
     common.save(draw(alone, curves, steps, title), args.out, "bfloat16.png")
     return {name: float(norms[-1]) for name, norms in alone.items()}, rows

@@ -1,6 +1,6 @@
 """Seven optimizers on real handwritten digits, with 40% of the training labels wrong.
 
-A wide network can memorise wrong labels; weight decay keeps it from doing so. Each λ
+A wide network can memorize wrong labels; weight decay keeps it from doing so. Each λ
 is the best of 1, 2 and 5 times the powers of ten on five other seeds (1000 to 1004), so
 that each form of decay is shown at its best. Decay scaled by the schedule needs no search:
 at one peak learning rate η, it is the other form with η times its λ.
@@ -78,15 +78,17 @@ def train(optimizer, data, keys, params, steps: int, bar) -> tuple[np.ndarray, n
     return np.array(measured), np.concatenate(weights)
 
 
-def draw(curves: dict[str, np.ndarray], steps: int, title: str):
+def draw(curves: dict[str, np.ndarray], rows: dict[str, Row], steps: int, title: str):
     """Loss, accuracy and parameter norm over steps: means over seeds."""
     picture, panels = common.figure(3, 10, 4)
     labels = "training loss (nats)", "test accuracy (%)", "parameter norm ‖θ‖₂"
     t = np.linspace(0, steps, POINTS + 1)
     for name, measured in curves.items():
         means = measured.mean(-1).T * [[1], [100], [1]]
+        λ = rows[name].weight_decay
+        legend = f"{name}, λ = {λ:g}" if λ else name
         for panel, mean, label in zip(panels, means, labels, strict=True):
-            panel.plot(t, mean, label=name, markevery=3, **LOOKS[name])
+            panel.plot(t, mean, label=legend, markevery=3, **LOOKS[name])
             panel.set(xlabel="step", ylabel=label)
     panels[1].set_ylim(50, 100)
     picture.suptitle(title)
@@ -147,7 +149,7 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
         f"scaled by the schedule, with λ = {paper.weight_decay:g} in place of "
         f"{ours.weight_decay:g}, {paper.difference:.2g}."
     )
-    picture = draw(curves, steps, f"{digits.SETTING}:\n{finding}")
+    picture = draw(curves, rows, steps, f"{digits.SETTING}:\n{finding}")
     common.save(picture, args.out, "compare_decay.png")
     return rows
 

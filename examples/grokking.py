@@ -1,8 +1,8 @@
-"""Without weight decay a network memorises, with it it generalises: (a + b) mod p.
+"""Without weight decay a network memorizes, with it it generalizes: (a + b) mod p.
 
-A network of two layers memorises half of the table (a + b) mod p within a hundred steps,
+A network of two layers memorizes half of the table (a + b) mod p within a hundred steps,
 and predicts none of the other half. Without decay that is still so when this run ends. With
-decay it generalises, long after its training error is gone ("grokking", arXiv 2201.02177).
+decay it generalizes, long after its training error is gone ("grokking", arXiv 2201.02177).
 Each form of decay has its own λ, from a search on another seed (1000); full batches,
 float32.
 """

@@ -34,7 +34,7 @@ import optwd
 HIDDEN = 64
 LARGE = 20.0
 USUAL_START, LARGE_START = "usual initial weights", f"initial weights × {LARGE:g}"
-STARTS = {USUAL_START: 1.0, LARGE_START: LARGE}  # in units of Lecun's initialisation
+STARTS = {USUAL_START: 1.0, LARGE_START: LARGE}  # in units of Lecun's initialization
 RATES = np.linspace(-2.25, -0.75, 7)  # log₁₀ of the peaks
 HELPS = 0.8  # a best decay is told where it cuts the error to this share, or below
 REGION = 1.5  # drawn: where the error is below this many times the panel's least

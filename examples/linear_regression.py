@@ -1,7 +1,7 @@
 """The textbook's linear regression twice: written out in NumPy, and with the library.
 
 Minibatches of 10, 2 epochs, learning rate 0.01, loss ½(ŷ − y)², features and target
-standardised. Without --data it is scikit-learn's diabetes study; any delimited file of
+standardized. Without --data it is scikit-learn's diabetes study; any delimited file of
 numbers will do. Decay, if you ask for some, acts on the weights and not on the bias. Both
 see the same minibatches from the same start, in float64.
 """
@@ -22,7 +22,7 @@ BATCH, EPOCHS, RATE, POINTS = 10, 2, 0.01, 100
 
 
 def read(file: Path | None, target: str | None, rows: int | None):
-    """Standardised features (rows, columns) and target (rows), and what to call them."""
+    """Standardized features (rows, columns) and target (rows), and what to call them."""
     if file is None:
         data = load_diabetes()
         names, values, name = data.feature_names, data.data, "scikit-learn's diabetes data"
@@ -104,7 +104,7 @@ def draw(curves: dict[str, np.ndarray], floor: float, title: str):
     ):
         panel.plot(*curve, style, label=name, color=color, lw=width)
     panel.axhline(floor, color="0.5", ls=":", label="least squares")
-    panel.set(xlabel="epoch", ylabel="loss ½(ŷ − y)², standardised target", ylim=(0, None))
+    panel.set(xlabel="epoch", ylabel="loss ½(ŷ − y)², standardized target", ylim=(0, None))
     panel.legend()
     picture.suptitle(title)
     return picture
@@ -143,7 +143,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         f"{floor:.3f} at best"
     )
     print(f"{name}, {len(y)} rows: {finding}; weights within {difference:.1g}.")
-    title = f"{name}, {EPOCHS} epochs:\n{finding}"
+    title = (
+        f"{name}, {EPOCHS} epochs: loss {library:.3f}, {floor:.3f} at best;\n"
+        f"from scratch and with the library the same weights to {difference:.1g}"
+    )
     common.save(draw(curves, floor, title), args.out, "linear_regression.png")
     return {"scratch": scratch, "library": library, "best": floor, "weights": difference}
 

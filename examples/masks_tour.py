@@ -24,7 +24,7 @@ KEY, TOKENS = jax.random.key(0), jnp.zeros((1, 5), int)
 
 
 class LinenModel(nn.Module):
-    """Embed, normalise, attend, project."""
+    """Embed, normalize, attend, project."""
 
     @nn.compact
     def __call__(self, tokens):

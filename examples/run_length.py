@@ -157,16 +157,20 @@ def draw(findings: dict[str, Finding], lengths, title: str):
             if rule != "one average per epoch" or "repeated" in name:
                 label = f"{rule}: {slope_of(values, lengths):.2f}"
                 axis.plot(lengths, values, style, color=color, label=label)
-        axis.plot(lengths, 10**finding.best, "o", color="none", mec=common.BLACK, ms=4)
+        look = {"color": "none", "mec": common.BLACK, "ms": 4}
+        axis.plot(lengths, 10**finding.best, "o", **look)[0].set_label("best, each seed")
         axis.plot(lengths, means(finding), "s", color=common.BLACK, label="best, mean")
         axis.set(xscale="log", yscale="log", xlabel="steps", ylim=(0.02, 30))
         axis.set_xticks(lengths, [str(t) for t in lengths], minor=False)
         axis.minorticks_off()
-        axis.legend(fontsize=8, title="planner: its slope", title_fontsize=8)
         axis.set_title(
             f"{name}: slope {finding.slope:.2f} ± {finding.error:.2f}", fontsize=10
         )
     axes[0].set_ylabel("best weight decay λ")
+    handles, labels = axes[1].get_legend_handles_labels()
+    picture.legend(
+        handles, labels, loc="outside lower center", ncols=6, title="planner: its slope"
+    )
     picture.suptitle(title)
     return picture
 
@@ -206,10 +210,10 @@ def main(argv: list[str] | None = None) -> dict[str, Finding]:
     planned = plans(lengths)["one average per run"]
     times = np.concatenate([means(finding) / planned for finding in forget])
     title = (
-        "Where the first weights must be forgotten, the best λ shrinks with slopes of "
-        f"{forget[0].slope:.2f} and {forget[1].slope:.2f}:\none average per run (slope −1) "
-        f"says so, at {np.nanmin(times):.0f} to {np.nanmax(times):.0f} times its λ. Where "
-        "wrong labels must not be learnt, the best λ grows: no planner says so"
+        "To forget large initial weights, the best λ falls with the length of the run "
+        f"(slopes {forget[0].slope:.2f} and {forget[1].slope:.2f}), as one average per run "
+        f"does,\nbut is {np.nanmin(times):.0f} to {np.nanmax(times):.0f} times as large. "
+        "To keep wrong labels from being learned, it grows, which no planner says"
     )
     print(title.replace("\n", " ") + ".")
     common.save(draw(findings, lengths, title), args.out, "run_length.png")

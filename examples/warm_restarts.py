@@ -103,8 +103,8 @@ def draw(curves: dict[str, np.ndarray], cycles: tuple[int, ...], title: str):
     for name, accuracy in curves.items():
         epochs = np.arange(1, len(accuracy) + 1)
         right.plot(epochs, 100 * accuracy, label=name, **LOOKS[name])
-    for end in accumulate(cycles):
-        label = "end of a cycle" if end == cycles[0] else None
+    for end in accumulate(cycles[:-1]):
+        label = "restart" if end == cycles[0] else None
         right.axvline(end, color="black", lw=0.6, ls=":", label=label)
     right.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(60, 95))
     for panel in (left, right):

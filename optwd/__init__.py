@@ -1,7 +1,7 @@
 """Weight decay, said precisely, for Optax.
 
 Three questions, answered independently: what shape (which transformation), how fast (the
-number or schedule given to it, and its place in the chain), to which leaves (the mask).
+number or schedule given to it, and its place in the chain), which leaves (the mask).
 """
 
 from optwd import compat as compat

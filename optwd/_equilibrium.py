@@ -58,7 +58,7 @@ def equilibrium_angle(
     >>> print(equilibrium_angle(1e-3, 0.1), math.sqrt(2 * 1e-3 * 0.1 * 0.1 / 1.9))
     0.0032445 0.0032444
 
-    Reference: Kosson et al., arXiv 2305.17212, for the limit of small ρ.
+    Source: Kosson et al., arXiv 2305.17212, for the limit of small ρ.
     """
     rho = rate_per_step(learning_rate, weight_decay, scaled_by, peak_learning_rate)
     b = _check.number("b1", b1, below=1.0)
@@ -101,7 +101,7 @@ def equilibrium_rms(
     >>> print(equilibrium_rms(1e-3, 0.1), equilibrium_rms(1e-3, 1e-4, scaled_by="nothing"))
     0.0707 0.0707
 
-    Reference: Kosson et al., arXiv 2305.17212, for the limit of small ρ.
+    Source: Kosson et al., arXiv 2305.17212, for the limit of small ρ.
     """
     rho = rate_per_step(learning_rate, weight_decay, scaled_by, peak_learning_rate)
     b = _check.number("b1", b1, below=1.0)
@@ -147,7 +147,7 @@ def sgd_equilibrium_rms(
     >>> print(sgd_equilibrium_rms(0.1, 5e-4, 0.9, gradient=1e-3))
     0.316
 
-    Reference: Kosson et al., arXiv 2305.17212, for the limit of small ρ.
+    Source: Kosson et al., arXiv 2305.17212, for the limit of small ρ.
     """
     rho = rate_per_step(learning_rate, weight_decay, scaled_by, peak_learning_rate)
     mu = _check.number("momentum", momentum, below=1.0)
@@ -248,7 +248,7 @@ def sphere_learning_rate(
     >>> print(sphere_learning_rate(1e-3, 0.1), sphere_learning_rate(1e-3, 0.1, b1=0.0))
     0.003246 0.014143
 
-    Reference: Kosson et al., arXiv 2305.17212, for the limit of small ρ.
+    Source: Kosson et al., arXiv 2305.17212, for the limit of small ρ.
     """
     rho = rate_per_step(learning_rate, weight_decay, scaled_by, peak_learning_rate)
     if isinstance(rho, float) and rho == 1.0:

@@ -27,7 +27,7 @@ def add_l2(
     Args:
       l2: strength, ≥ 0, per parameter squared in units of the loss: a number, or a
         schedule of the step (0 at the first).
-      mask: which leaves are penalised; see `decay.linear`.
+      mask: which leaves are penalized; see `decay.linear`.
 
     Returns:
       A transformation with state `optwd.DecayState`; leaves of any shape. It computes in

@@ -88,7 +88,7 @@ def adam_l2(
     Args:
       learning_rate: See `adam`, also for ``b1`` to ``mu_dtype`` and the keywords.
       l2: λ; see `add_l2`.
-      mask: which leaves are penalised; see `add_l2`.
+      mask: which leaves are penalized; see `add_l2`.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = adam_l2(0.1, l2=0.5), jnp.array([1.0])
@@ -335,7 +335,7 @@ def sgd_l2(
       momentum: See `trace`, also for ``nesterov`` and ``accumulator_dtype``. None is plain
         SGD, without that state.
       l2: λ; see `add_l2`.
-      mask: which leaves are penalised; see `add_l2`.
+      mask: which leaves are penalized; see `add_l2`.
 
     >>> import jax.numpy as jnp
     >>> optimizer, theta = sgd_l2(0.1, l2=0.5), jnp.array([1.0])

@@ -39,7 +39,7 @@ def normalized(norm: float, batch_size: float, dataset_size: float, epochs: floa
     >>> print(normalized(0.05, batch_size=128, dataset_size=50_000, epochs=100))
     0.000253
 
-    Reference: Loshchilov and Hutter, arXiv 1711.05101, Appendix B.1.
+    Source: Loshchilov and Hutter, arXiv 1711.05101, Appendix B.1.
     """
     steps = (
         positive("dataset_size", dataset_size)
@@ -70,7 +70,7 @@ def timescale(learning_rate: float, weight_decay: float) -> float:
     >>> print(timescale(learning_rate=1e-3, weight_decay=0.1))
     10000.0
 
-    Reference: Wang and Aitchison, arXiv 2405.13698.
+    Source: Wang and Aitchison, arXiv 2405.13698.
     """
     rate = _per_step(learning_rate, weight_decay)
     return 1 / rate if rate else math.inf
@@ -94,7 +94,7 @@ def for_timescale(steps: float, learning_rate: float) -> float:
     >>> print(for_timescale(steps=10_000, learning_rate=1e-3))
     0.1
 
-    Reference: Wang and Aitchison, arXiv 2405.13698.
+    Source: Wang and Aitchison, arXiv 2405.13698.
     """
     return 1 / (positive("learning_rate", learning_rate) * positive("steps", steps))
 
@@ -124,7 +124,7 @@ def timescale_share(
     >>> print(timescale_share(6e-4, 0.1, batch_tokens=2**19, tokens=300e9))
     0.029127
 
-    Reference: Wang and Aitchison, arXiv 2405.13698; Bergsma et al., arXiv 2505.13738.
+    Source: Wang and Aitchison, arXiv 2405.13698; Bergsma et al., arXiv 2505.13738.
     """
     steps = positive("tokens", tokens) / positive("batch_tokens", batch_tokens)
     return timescale(learning_rate, weight_decay) / steps
@@ -153,7 +153,7 @@ def power_lines_share(tokens: float, parameters: float) -> float:
     >>> print(power_lines_share(20e9, 1e9), power_lines_share(1000e9, 1e9))
     0.2236 0.0284
 
-    Reference: Bergsma et al., arXiv 2505.13738.
+    Source: Bergsma et al., arXiv 2505.13738.
     """
     ratio = positive("tokens", tokens) / positive("parameters", parameters)
     return 1.084 * ratio**-0.527
@@ -166,8 +166,8 @@ def power_lines(
 
         λ = B/(ηD·1.084·(D/N)^−0.527)
 
-    λ goes with one learning rate, the peak that the run will use. With that of another
-    run it is wrong by their ratio, as here, where 0.337 was trained with and 0.096 meant:
+    λ belongs to one learning rate, the peak at which the run is trained; for another it is
+    off by the ratio of the two. Here 0.337 is right at 4e-4, while 1.4e-3 wants 0.096:
 
     >>> run = {"batch_tokens": 98_304, "tokens": 3.26e9, "parameters": 163e6}
     >>> print(power_lines(4e-4, **run), power_lines(1.4e-3, **run))
@@ -185,7 +185,7 @@ def power_lines(
     Raises:
       ValueError: a number outside its domain.
 
-    Reference: Bergsma et al., arXiv 2505.13738.
+    Source: Bergsma et al., arXiv 2505.13738.
     """
     steps = positive("tokens", tokens) / positive("batch_tokens", batch_tokens)
     return for_timescale(power_lines_share(tokens, parameters) * steps, learning_rate)
@@ -213,7 +213,7 @@ def transferred(weight_decay: float, batch_ratio: float, tokens_ratio: float) ->
     >>> print(transferred(0.28, batch_ratio=2, tokens_ratio=8))
     0.0495
 
-    Reference: nanochat, ``scripts/base_train.py``, after arXiv 2405.13698.
+    Source: nanochat, ``scripts/base_train.py``, after arXiv 2405.13698.
     """
     ratio = positive("batch_ratio", batch_ratio)
     lam = _check.number("weight_decay", weight_decay)
@@ -228,7 +228,7 @@ def for_width(weight_decay: float, width_ratio: float, keeping: Keeping) -> floa
         λ' = λ·√(w'/w)     keeping="gain": how strongly each layer transforms its input
 
     each for matrices, whose learning rate goes down under μP, ``η' = η·w/w'``, while the
-    decay is scaled by the learning rate. Experiments favour the second or the third; under
+    decay is scaled by the learning rate. Experiments favor the second or the third; under
     the first the learning rate does not transfer.
 
     Args:
@@ -245,7 +245,7 @@ def for_width(weight_decay: float, width_ratio: float, keeping: Keeping) -> floa
     >>> print([for_width(0.1, 4, k) for k in ("weight_decay", "timescale", "gain")])
     [0.1, 0.4, 0.2]
 
-    Reference: the first two, compared: Wang and Aitchison, arXiv 2405.13698, and Kosson
+    Source: the first two, compared: Wang and Aitchison, arXiv 2405.13698, and Kosson
     et al., arXiv 2510.19093; the third: Fan et al., arXiv 2510.15262.
     """
     powers = {"weight_decay": 0.0, "timescale": 1.0, "gain": 0.5}

@@ -6,13 +6,13 @@ from optwd import _paths
 
 
 def register_for_export(*trees: Any) -> None:
-    """Let `jax.export` serialise functions of these trees: states, their shapes, arguments.
+    """Let `jax.export` serialize functions of these trees: states, their shapes, arguments.
 
     Every NamedTuple class in the trees, such as `optax.ScaleByAdamState` and
-    `decay.DecayState`, is registered with JAX by its name. A class that is registered
-    already, by Optax or by you, stays as it is. Who loads the function calls this as well,
-    with a state of the same optimizer. Other classes (Flax's ``TrainState``) are left to
-    their owners.
+    `optwd.DecayState`, is registered with JAX by its name. A class that is registered
+    already, by Optax or by you, stays as it is. The program that loads the function calls
+    this as well, with a state of the same optimizer. Other classes (Flax's ``TrainState``)
+    are left to their owners.
 
     Args:
       trees: any; what counts is the classes of their nodes.
@@ -26,8 +26,6 @@ def register_for_export(*trees: Any) -> None:
     >>> step = jax.export.export(jax.jit(optimizer.update))(theta, state, theta)
     >>> print(jax.export.deserialize(step.serialize()).call(theta, state, theta)[0])
     [-0.1 -0.1]
-
-    Source: none.
     """
     from jax import export  # what most programs never need
 

@@ -140,7 +140,7 @@ def proximal(
 
         u ← (u + ρθ)/(1 + ρ), which is θ ← (θ − u)/(1 + ρ)
 
-    This is the step that minimises ``½‖θ' − (θ − u)‖² + ½ρ‖θ'‖²``. To first order in ρ it
+    This is the step that minimizes ``½‖θ' − (θ − u)‖² + ½ρ‖θ'‖²``. To first order in ρ it
     is `linear`, but however large ρ is, decay alone never carries a weight across zero.
 
     It stands after the learning rate, before the last ``scale(-1)``, where ``u`` is the

@@ -92,7 +92,7 @@ def by_schedule(
     >>> print(f"{decay(0):.3f} {decay(5):.3f}")
     0.100 0.050
 
-    Reference: Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2 (η there is ηₜ/η_max
+    Source: Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2 (η there is ηₜ/η_max
     here); AdamC: Defazio, arXiv 2506.02285.
     """
     weight_decay = _check.rate("weight_decay", weight_decay)
@@ -170,7 +170,7 @@ def inverse_time(omega: ArrayLike, offset: ArrayLike = 0.0) -> optax.Schedule:
     >>> print(f"{decay(0):.2f} {decay(10):.2f}")
     0.20 0.10
 
-    Reference: logarithmic-time weight decay: Ferbach et al., arXiv 2602.05298.
+    Source: logarithmic-time weight decay: Ferbach et al., arXiv 2602.05298.
     """
     omega = _check.number("omega", omega)
     first = _check.number("offset", offset) + 1.0
