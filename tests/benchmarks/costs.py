@@ -84,6 +84,7 @@ FLOAT32 = {
     **{f"adamw, mask {name}": masked(mask) for name, mask in MASKS.items()},
     "monitor of decay.linear": decayed(optwd.monitor(RULES["linear"], "decay")),
     "monitor_rounding": chained(ADAM, optwd.monitor_rounding()),
+    "monitor_rotation": chained(ADAM, optwd.monitor_rotation(RATE, DECAY)),
     "optax.adam": optax.adam(RATE),
     "optax.adamw": optax.adamw(RATE, weight_decay=DECAY),
 }
@@ -94,6 +95,7 @@ BFLOAT16 = {
     "compensate_rounding": chained(ADAM, optwd.compensate_rounding(optax.identity())),
     "round_stochastically": chained(ADAM, optwd.round_stochastically(optax.identity(), 0)),
     "monitor_rounding": chained(ADAM, optwd.monitor_rounding()),
+    "monitor_rotation": chained(ADAM, optwd.monitor_rotation(RATE, DECAY)),
     "optax.adam": optax.adam(RATE, mu_dtype=jnp.float32),
 }
 
@@ -102,6 +104,7 @@ IN_TRAINING = (
     "adam",
     "monitor of decay.linear",
     "monitor_rounding",
+    "monitor_rotation",
     "compensate_rounding",
     "round_stochastically",
 )
