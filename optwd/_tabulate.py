@@ -36,9 +36,8 @@ def tabulate(
     A ``!`` marks a rate below half an ulp of the leaf's dtype: ``θ − ρθ`` then rounds back
     to ``θ`` for some weights or for all, and a line below says so.
 
-    Another line names the matrices that decay and are 0, all of a leaf or slices of a stack:
-    no decay does anything to them, and `decay.to_norm`, which would hold them at a norm of
-    0, leaves them alone.
+    Matrices that decay and are 0, whole leaves or slices of a stack, are named below too:
+    `decay.to_norm`, which keeps the norm that they start with, leaves them alone.
 
     Leaves that `masks.standard` cannot classify are listed as undecided, with a ``?``;
     every transformation would raise.
@@ -85,7 +84,8 @@ def tabulate(
     if scale is not None:
         header += ("per step", "half-life")
     table = [_row(*row, scale) for row in rows]
-    return _render([header, *table], [_totals(rows), *_warnings(rows, scale), *_zeros(rows, params)])
+    notes = [_totals(rows), *_warnings(rows, scale), *_zeros(rows, params)]
+    return _render([header, *table], notes)
 
 
 def _rate(weight_decay: Any, learning_rate: Any) -> float | None:
@@ -179,7 +179,7 @@ def _zeros(rows: list[tuple[Leaf, float | None, str]], params: Any) -> list[str]
 
 
 def _zero(x: Any) -> str:
-    """How much of a matrix, or of a stack of them, is 0; empty if nothing is, or unknown."""
+    """How much of a matrix or a stack is 0; empty if nothing is, or values are unknown."""
     if isinstance(x, Tracer) or not isinstance(x, jax.Array | np.ndarray):
         return ""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:

@@ -45,14 +45,10 @@ def main():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     where = {k: jax.tree.map(lambda s: NamedSharding(mesh, s), v) for k, v in SPECS.items()}
 
-    def place(params):
-        return jax.tree.map(
-            lambda x, s: jax.make_array_from_callback(x.shape, s, np.asarray(x).__getitem__),
-            params,
-            where,
-        )
+    def placed(x, sharding):
+        return jax.make_array_from_callback(x.shape, sharding, np.asarray(x).__getitem__)
 
-    end, compiled = steps(place)
+    end, compiled = steps(lambda params: jax.tree.map(placed, params, where))
     whole = jax.jit(lambda end: end, out_shardings=NamedSharding(mesh, P()))(end)
     if jax.process_index() == 0:
         out = Path(sys.argv[sys.argv.index("--out") + 1])

@@ -228,6 +228,7 @@ def all_monitors():
     return optwd.monitor_decay(optax.chain(*parts), "all decay")
 
 
+@pytest.mark.slow
 def test_scan_vmap_and_multi_steps():
     """Each of three steps records what it records in a loop of jitted steps."""
     tx, members, rng = all_monitors(), 2, np.random.default_rng(0)

@@ -8,7 +8,9 @@
 - with `stacked`, each layer of a stack gets what it gets alone;
 - constrained comes down from any start, and stays there;
 - boxes of Flax with partition specs, in linen and nnx; Orbax;
-- bad input raises, with the path, the value and the fix.
+- bad input raises, with the path, the value and the fix;
+- in training (slow): AdamH keeps every norm of the digits network and of the transformer of
+  `train_sharded` within 1e-6, and learns; a run goes over to it from AdamW.
 
 That they are right on sharded matrices is in test_sharding.py.
 """
@@ -552,16 +554,13 @@ def test_adamh_keeps_every_norm_in_training(task):
     (end, _), (values, sizes) = jax.jit(functools.partial(jax.lax.scan, step))(
         (start, tx.init(start)), batches
     )
-    pairs = [(p, q) for p, q in zip(*map(jax.tree.leaves, (start, end)), strict=True)
-             if p.ndim > 1]  # fmt: skip
     first, last = (
-        np.array([np.linalg.norm(np.float64(p)) for p in ps])
-        for ps in zip(*pairs, strict=True)
+        np.array([np.linalg.norm(np.float64(p)) for p in jax.tree.leaves(x) if p.ndim > 1])
+        for x in (start, end)
     )
     np.testing.assert_allclose(last, first, rtol=1e-6)
     np.testing.assert_allclose(sizes, np.tile(first, (200, 1)), rtol=1e-6)
     assert np.mean(values[-20:]) < 0.9 * np.mean(values[:5])
-    print(np.abs(last / first - 1).max(), np.abs(np.array(sizes) / first - 1).max(), values[:5].mean(), values[-20:].mean())
 
 
 @pytest.mark.slow

@@ -140,7 +140,10 @@ def test_steps_along_the_weights(share):
 
 def test_complex_and_low_precision():
     p = {"c": normal((3, 4)) + 1j * normal((3, 4), seed=1), "h": normal((3, 4), seed=2)}
-    u = {"c": normal((3, 4), seed=3) - 2j * normal((3, 4), seed=4), "h": normal((3, 4), 0.1)}
+    u = {
+        "c": normal((3, 4), seed=3) - 2j * normal((3, 4), seed=4),
+        "h": normal((3, 4), 0.1),
+    }
     p["h"], u["h"] = p["h"].astype(jnp.bfloat16), u["h"].astype(jnp.bfloat16)
     got = measured(optwd.monitor_rotation(ETA, LAMBDA), u, p)
 
