@@ -12,7 +12,8 @@
 - in training (slow): AdamH keeps every norm of the digits network and of the transformer of
   `train_sharded` within 1e-6, and learns; a run goes over to it from AdamW.
 
-That they are right on sharded matrices is in test_sharding.py.
+That they are right on sharded matrices is in test_sharding.py, in two processes in
+test_train_sharded.py, and what they read and write in test_accelerators.py.
 """
 
 import functools

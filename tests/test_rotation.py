@@ -228,7 +228,7 @@ def recorded(**values):
     ("values", "said"),
     [
         ({"decay__ratio": 0.5, "rounding__lost": 0.1}, []),
-        ({"decay__ratio": 1.5}, ["decay/ratio is 1.5: decay moves"]),
+        ({"decay__ratio": 1.5}, ["decay/ratio is 1.5: what it measures is larger"]),
         ({"decay__ratio": math.nan}, ["decay/ratio is nan: gradients or weights"]),
         ({"rounding__lost": 0.97}, ["rounding/lost is 97%: these elements"]),
         ({"rotation__a__rms_ratio": 1.05, "rotation__a__decay": 1e-3}, []),
