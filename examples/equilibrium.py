@@ -2,8 +2,9 @@
 
 Decay and gradients balance: after some steps every matrix should turn by the same angle
 per step and have the same root mean square, whatever it began with, if its gradients are
-independent from step to step and orthogonal to it (`rates.equilibrium_angle`,
-`rates.equilibrium_rms`). Two networks put this to the test, each under two couplings:
+independent from step to step and orthogonal to it. `optwd.monitor_rotation` measures both
+in the optimizer, beside what `rates.equilibrium_angle` and `rates.equilibrium_rms` predict.
+Two networks put this to the test, each under two couplings:
 
 - digits: one hidden layer, labels of which 40 % are wrong;
 - manual: a small transformer that reads Python's manual byte by byte.
@@ -29,7 +30,7 @@ from flax import nnx
 from rich import print
 
 import optwd
-from optwd import masks, rates
+from optwd import masks
 
 RATE, SHARE = 1e-2, 4e-3  # η at its peak, and what decay takes per step there
 B1, B2 = 0.9, 0.95
@@ -56,48 +57,49 @@ def schedule(steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.constant_schedule(RATE), fall], [half])
 
 
-def decayed(params) -> dict[str, jax.Array]:
-    """The leaves that the policy decays, by their paths."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    chosen = jax.tree.leaves(POLICY.tree(params))
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"): x
-        for (path, x), k in zip(leaves, chosen, strict=True)
-        if k
-    }
-
-
-def rotation(old: jax.Array, new: jax.Array) -> jax.Array:
-    """Angle in radians, exact also where it is small, and root mean square."""
-    norms = jnp.linalg.norm(old), jnp.linalg.norm(new)
-    chord = jnp.linalg.norm(old / norms[0] - new / norms[1])
-    return jnp.stack([2 * jnp.arcsin(chord / 2), norms[1] / np.sqrt(new.size)])
-
-
 def train(loss, params, batches, scaled_by: str) -> Run:
     """A step per batch, each measured."""
     steps = len(jax.tree.leaves(batches)[0])
     eta, lam = schedule(steps), DECAYS[scaled_by]
-    optimizer = optwd.adamw(eta, B1, B2, weight_decay=lam, mask=POLICY, scaled_by=scaled_by)
+    matrices = decayed(params)
+    optimizer = optax.chain(
+        optwd.adamw(eta, B1, B2, weight_decay=lam, mask=POLICY, scaled_by=scaled_by),
+        optwd.monitor_rotation(
+            eta,
+            lam,
+            B1,
+            scaled_by=scaled_by,
+            groups={name: masks.path(name) for name in matrices},
+        ),
+    )
 
     def step(carry, batch):
         params, state = carry
         grads = jax.grad(loss)(params, *batch)
         updates, state = optimizer.update(grads, state, params)
-        new = optax.apply_updates(params, updates)
-        pairs = zip(decayed(params).values(), decayed(new).values(), strict=True)
-        flat = [rotation(x.ravel(), y.ravel()) for x, y in pairs]
-        return (new, state), jnp.stack(flat, 1)
+        return (optax.apply_updates(params, updates), state), optwd.metrics(state)
 
     begin = params, optimizer.init(params)
-    _, measured = jax.jit(partial(jax.lax.scan, step))(begin, batches)
-    angle, rms = np.moveaxis(np.asarray(measured, float), 1, 0)
-    planners = rates.equilibrium_angle, rates.equilibrium_rms
-    predicted = [
-        [planner(float(eta(t)), lam, B1, scaled_by=scaled_by) for t in range(steps)]
-        for planner in planners
+    _, recorded = jax.jit(partial(jax.lax.scan, step))(begin, batches)
+
+    def of(key: str) -> np.ndarray:
+        each = [recorded[f"rotation/{name}/{key}"] for name in matrices]
+        return np.stack(each, 1).astype(float)
+
+    angle, rms = of("angle"), of("rms")
+    predicted = angle / of("angle_ratio"), rms / of("rms_ratio")
+    return Run(matrices, angle, rms, np.stack([p[:, 0] for p in predicted]))
+
+
+def decayed(params) -> list[str]:
+    """The paths of the leaves that the policy decays."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    chosen = jax.tree.leaves(POLICY.tree(params))
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+        for (path, _), k in zip(leaves, chosen, strict=True)
+        if k
     ]
-    return Run(list(decayed(params)), angle, rms, np.array(predicted))
 
 
 def of_digits(seed: int, steps: int):

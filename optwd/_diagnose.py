@@ -60,8 +60,8 @@ def diagnose(state: Any, *, steps_left: int | None = None) -> tuple[str, ...]:
         group, _, key = name.rpartition("/")
         if key == "ratio" and value > 1.0:
             said.append(
-                f"{name} is {value:.2g}: decay moves the weights more than the rest of the "
-                "step. Is it scaled as you meant? See optwd.audit."
+                f"{name} is {value:.2g}: what it measures is larger than the rest of the "
+                "step. If that is decay, is it scaled as you meant? See optwd.audit."
             )
         if key == "lost" and value > 0.5:
             said.append(

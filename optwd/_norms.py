@@ -296,6 +296,8 @@ def _to_norm(u, p, radius, k):
     norm = _measure.norms(new, radius.ndim)
     free = (k == 0) | (radius == 0) | (norm == 0)
     excess = k * (1 - radius / jnp.where(norm == 0, 1, norm))
+    # The same difference again, or a TPU would write it out to read it back.
+    new = jax.lax.optimization_barrier(p) - u
     return jnp.where(_measure.over(free, u), u, u + _measure.over(excess, u) * new)
 
 

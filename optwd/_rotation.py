@@ -44,7 +44,7 @@ def monitor_rotation(
     that are not scale-invariant, or whose gradients agree from step to step, stay off 1.
 
     It stands last: ``chain(adamw(…), monitor_rotation(η, λ))``. It costs one pass over
-    parameters and updates.
+    parameters and updates and, if they are sharded, one all-reduce of numbers.
 
     Args:
       learning_rate: as given to the optimizer: a number, or a schedule of the step.
@@ -102,13 +102,15 @@ def monitor_rotation(
         moves = _paths.align("updates", updates, params, treedef)
         recorded = {}
         for group, members in _matrices(named, stacked, params).items():
-            measured = [_measured(weights[i], moves[i], depth) for i, depth in members]
-            count = sum(angles.size for angles, _ in measured)
+            measured = [
+                _measured(weights[i], moves[i], depth)
+                for i, depth in members
+                if moves[i] is not None  # a leaf that is not trained
+            ]
+            count = max(sum(angles.size for angles, _ in measured), 1)
             values: dict[str, Any] = {
-                name: sum(map(jnp.sum, numbers), start=jnp.zeros(())) / count
-                for name, numbers in zip(
-                    predicted, zip(*measured, strict=True), strict=True
-                )
+                name: sum((jnp.sum(of[i]) for of in measured), jnp.zeros(())) / count
+                for i, name in enumerate(predicted)
             }
             ratios = {f"{k}_ratio": _ratio(values[k], x) for k, x in predicted.items()}
             values |= {**ratios, "decay": rho}
@@ -131,7 +133,7 @@ def _matrices(
     for group, mask in groups.items():
         factors = jax.tree.leaves(masks.resolve(mask, params))
         members[group] = [(i, depths[i]) for i, k in enumerate(factors) if k and inexact[i]]
-        if not members[group]:
+        if inexact and not members[group]:  # without leaves: Optax's placeholder at init
             raise ValueError(
                 f"monitor_rotation: the group {group!r} has no leaves; give groups= masks "
                 "that match some."
@@ -149,9 +151,10 @@ def _ratio(measured: Any, predicted: Any) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=2)
 def _measured(p: Any, u: Any, depth: int) -> tuple[jax.Array, jax.Array]:
     """The angle between p and p + u, and the root mean square of p, of each matrix."""
-    p, u = _dtypes.widened(p, u)
-    size = _measure.norms(p, depth)
-    direction = p / _measure.over(jnp.where(size > 0, size, 1), p)
-    along = jnp.sum((direction.conj() * u).real, axis=tuple(range(depth, p.ndim)))
-    across = _measure.norms(u - direction * _measure.over(along, p), depth)
-    return jnp.arctan2(across, size + along), size / max(_measure.size(p, depth), 1) ** 0.5
+    size, step = _measure.norms(p, depth), _measure.norms(u, depth)
+    along = _measure.cosines(p, u, depth)
+    # Off by √eps where the step is along the weights, as no step of training is; what is
+    # left of it without its part along them would be exact, in two passes more.
+    across = jnp.sqrt((1 - along) * (1 + along))
+    angle = jnp.arctan2(step * across, size + step * along)
+    return angle, size / max(_measure.size(p, depth), 1) ** 0.5

@@ -8,8 +8,11 @@ import math
 import sys
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 
 from optwd import _check, _dtypes, _paths, masks, rates
 from optwd._paths import Leaf
@@ -33,11 +36,15 @@ def tabulate(
     A ``!`` marks a rate below half an ulp of the leaf's dtype: ``θ − ρθ`` then rounds back
     to ``θ`` for some weights or for all, and a line below says so.
 
+    Matrices that decay and are 0, whole leaves or slices of a stack, are named below too:
+    `decay.to_norm`, which keeps the norm that they start with, leaves them alone.
+
     Leaves that `masks.standard` cannot classify are listed as undecided, with a ``?``;
     every transformation would raise.
 
     Args:
-      params: the parameters, or anything with their paths, shapes and dtypes.
+      params: the parameters, or anything with their paths, shapes and dtypes. What is 0 is
+        known of arrays that this process holds.
       mask: who decays; see `decay.linear`.
       weight_decay: λ ≥ 0, a number; of a schedule, its value at the step in question.
       learning_rate: ηₜ ≥ 0, a number. None if the decay is not scaled by it.
@@ -59,7 +66,6 @@ def tabulate(
     Dense_0/kernel  (3, 4)  float32        12      1  named kernel    0.0001      6,931
     decayed: 1 leaf, 12 elements; not decayed: 1 leaf, 4 elements
 
-    Source: none.
     """
     for node in _paths.instances(params, tuple):
         if hasattr(optax, type(node).__name__) and hasattr(node, "_fields"):
@@ -78,7 +84,8 @@ def tabulate(
     if scale is not None:
         header += ("per step", "half-life")
     table = [_row(*row, scale) for row in rows]
-    return _render([header, *table], [_totals(rows), *_warnings(rows, scale)])
+    notes = [_totals(rows), *_warnings(rows, scale), *_zeros(rows, params)]
+    return _render([header, *table], notes)
 
 
 def _rate(weight_decay: Any, learning_rate: Any) -> float | None:
@@ -155,6 +162,33 @@ def _warnings(rows: list[tuple[Leaf, float | None, str]], scale: float | None) -
         "decay of some weights or all; see optwd.compensate_rounding"
         for (dtype, half), count in counts.items()
     ]
+
+
+def _zeros(rows: list[tuple[Leaf, float | None, str]], params: Any) -> list[str]:
+    values = _paths.by_path(params)
+    parts = {
+        leaf.path: part
+        for leaf, k, _ in rows
+        if k and leaf.shape and len(leaf.shape) > 1 and (part := _zero(values[leaf.path]))
+    }
+    return [
+        f"0: {path}, {part}: a matrix that starts at 0 is left alone by decay.to_norm(); "
+        "give it a radius"
+        for path, part in parts.items()
+    ]
+
+
+def _zero(x: Any) -> str:
+    """How much of a matrix or a stack is 0; empty if nothing is, or values are unknown."""
+    if isinstance(x, Tracer) or not isinstance(x, jax.Array | np.ndarray):
+        return ""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return ""  # other processes would have to take part
+    axes = tuple(range(1, x.ndim)) if x.ndim > 2 else None
+    some = np.asarray(jnp.any(x != 0, axis=axes))
+    if not some.any():
+        return "all of it" if x.size else ""
+    return "" if some.all() else f"{np.sum(~some)} of {some.size} slices"
 
 
 _RIGHT = {"elements", "decay", "per step", "half-life"}

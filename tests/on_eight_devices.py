@@ -45,6 +45,12 @@ MEASURING = (
     *map(subtracted, [*(entry for entry in ALL if entry.measures), *STACKED]),
     Entry("monitor", lambda: optwd.monitor(optwd.decay.linear(0.1), "decay"), {}),
     Entry("monitor_rounding", optwd.monitor_rounding, {}),
+    Entry("monitor_rotation", lambda: optwd.monitor_rotation(0.1, 0.1), {}),
+    Entry(
+        "monitor_rotation[stacked]",
+        lambda: optwd.monitor_rotation(0.1, 0.1, stacked="stack/0"),
+        {},
+    ),
 )
 ELEMENTWISE = (
     *(entry for entry in ALL if not entry.measures),
@@ -125,6 +131,10 @@ def run(entries, axis_type=None):
 def collectives(text):
     found = re.compile(r" (all-|reduce-scatter|collective-|ragged-|send|recv)[\w-]*\(")
     return [line.strip() for line in text.splitlines() if found.search(line)]
+
+
+NUMBER = r"[fs]32\[3?\](\{0\})?(, )?(/\*index=\d+\*/)?"
+REDUCED_NUMBERS = re.compile(rf"%\S+ = \(?({NUMBER})+\)? all-reduce\(.*")
 
 
 def assert_lives(transformation, state, params):
@@ -266,12 +276,10 @@ def test_measuring_reduces_numbers_and_nothing_larger(entry, axis_type):
     assert_close(ends[-1], run((entry,))[0][-1], 1e-6)
     assert_lives(entry.make(), ends[-1][1][0], ends[-1][0][0])
 
-    number = r"[fs]32\[3?\](\{0\})?(, )?(/\*index=\d+\*/)?"
-    reduction = re.compile(rf"%\S+ = \(?({number})+\)? all-reduce\(.*")
     found = collectives(text)
     sharded = [s for s in jax.tree.leaves(on_mesh(axis_type)) if not s.is_fully_replicated]
     assert 0 < len(found) <= len(sharded)
-    assert all(map(reduction.fullmatch, found)), found
+    assert all(map(REDUCED_NUMBERS.fullmatch, found)), found
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ For an H200 (``pip install jax-cuda12-plugin``, of the version of JAX):
 - a donated step of whatever is elementwise is one kernel a leaf, without temporaries.
 
 For both: it is one pass over each leaf, in every dtype and with compensated weights, of as
-many bytes as it has to read and write: 28 a parameter in float32, 14 all in bfloat16.
+many bytes as it has to read and write: 28 a parameter in float32, 14 all in bfloat16. What
+takes norms reads each leaf once more, to measure it.
 What is not installed is skipped.
 """
 
@@ -143,6 +144,8 @@ def local_size(params):
 # --- a TPU ---------------------------------------------------------------------------
 
 CONSTRAINED = optwd.with_weight_decay(optwd.adam(1e-3), optwd.decay.constrained(0.1))
+TO_NORM = optwd.with_weight_decay(optwd.adam(1e-3), optwd.decay.to_norm())
+ROTATION = optax.chain(adamw(), optwd.monitor_rotation(1e-3, 0.1))
 # name: dtype, optimizer, reductions, bytes a parameter in which leaves are staged
 STEPS = {
     "float32": (jnp.float32, adamw(), 0, 0),
@@ -152,6 +155,8 @@ STEPS = {
     "stochastic": (jnp.bfloat16, stochastic(adamw()), 0, 1),
     "constrained": (jnp.float32, CONSTRAINED, 1, 2),
     "monitored": (jnp.float32, optwd.monitor(adamw(), "adamw"), 1, 2),
+    "rotation": (jnp.float32, ROTATION, 1, 8),
+    "to_norm": (jnp.float32, TO_NORM, 1, 4),
 }
 
 
@@ -226,6 +231,51 @@ def test_one_pass_on_a_gpu(h200, dtype, optimizer, expected):
     moved = sum(kernels(step)) / local_size(params)
     assert moved == pytest.approx(expected, rel=1e-3)
     assert step.memory_analysis().temp_size_in_bytes <= 1e-3 * local_size(params)
+
+
+MEASURED = {  # bytes a parameter in float32: one pass to measure, one to update
+    # weights; then weights and updates, weights
+    "constrained": (optax.chain(optwd.decay.constrained(0.1), optax.scale(-1)), 4 + 12),
+    # weights and updates, both; weights again
+    "to_norm": (optax.chain(optwd.decay.to_norm(), optax.scale(-1)), 8 + 12),
+    "scale_by_weight_norm": (optwd.scale_by_weight_norm(), 8 + 12),
+}
+every_measured = pytest.mark.parametrize(
+    ("transformation", "expected"), MEASURED.values(), ids=MEASURED
+)
+
+
+@every_measured
+def test_two_passes_on_a_tpu(fsdp, transformation, expected):
+    params = tree(fsdp, jnp.float32, {"kernel": (8 * 8192, 8192)})  # too large for its VMEM
+    step = compiled(transformation, params)
+    moved = step.cost_analysis()["bytes accessed"] / local_size(params)
+    assert moved == pytest.approx(expected, rel=1e-3)
+    assert step.memory_analysis().temp_size_in_bytes <= 1e-2 * local_size(params)
+
+
+@every_measured
+def test_two_passes_on_a_gpu(h200, transformation, expected):
+    params = tree(h200, jnp.float32, SHAPES)
+    step = compiled(transformation, params, **NO_GRAPH)
+    moved = sum(kernels(step)) / local_size(params)
+    assert moved == pytest.approx(expected, rel=2e-3)
+    assert step.memory_analysis().temp_size_in_bytes <= 1e-2 * local_size(params)
+
+
+def test_rotation_is_measured_while_the_update_is_added(fsdp):
+    params = tree(fsdp, jnp.float32, {"kernel": (8 * 8192, 8192)})
+    step = compiled(optwd.monitor_rotation(0.1, 0.1), params)
+    moved = step.cost_analysis()["bytes accessed"] / local_size(params)
+    assert moved == pytest.approx(12, rel=1e-3)  # what adding it would read and write
+
+
+def test_rotation_is_measured_in_one_pass_on_a_gpu(h200):
+    params = tree(h200, jnp.float32, {"kernel": (8192, 768)})
+    step = compiled(optwd.monitor_rotation(0.1, 0.1), params, **NO_GRAPH)
+    moved = np.array(kernels(step)) / local_size(params)
+    # measured and added in one kernel; then a copy, since the weights are donated
+    np.testing.assert_allclose(moved[moved > 0.1], [12, 8], rtol=1e-2)
 
 
 # --- a GPU ---------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 - `monitor` measures what a transformation did, `monitor_rounding` the share of elements
   that a step leaves where they are; neither changes a bit of the step.
+- All monitors record under scan, vmap and MultiSteps what they record step by step.
 - `metrics` finds both at any depth of a state, and what is off is absent.
 """
 
@@ -213,6 +214,58 @@ def test_a_monitor_passes_extra_arguments():
     u, state = tx.update(jnp.ones(4), tx.init(jnp.ones(4)), value=3.0)
     np.testing.assert_array_equal(u, 3.0)
     assert metrics(state)["scaled/norm_added"] == 4.0
+
+
+def all_monitors():
+    rate = optax.linear_schedule(0.1, 0.2, 10)
+    parts = (
+        optwd.trace(0.9),
+        monitor(decay.linear(0.5), "decay.linear"),
+        optax.scale_by_learning_rate(rate),
+        optwd.monitor_rotation(rate, 0.5, stacked="stack"),
+        monitor_rounding(),
+    )
+    return optwd.monitor_decay(optax.chain(*parts), "all decay")
+
+
+@pytest.mark.slow
+def test_scan_vmap_and_multi_steps():
+    """Each of three steps records what it records in a loop of jitted steps."""
+    tx, members, rng = all_monitors(), 2, np.random.default_rng(0)
+    shapes = {"w": (3, 4), "stack": (2, 3, 3), "b": (5,)}
+
+    def normal(*axes):
+        return {k: rng.normal(size=axes + s).astype(np.float32) for k, s in shapes.items()}
+
+    start, gradients, noise = normal(members), normal(members, 3), normal(members, 3)
+    start["b"] = jnp.asarray(start["b"], jnp.bfloat16)
+
+    def step(carry, g, tx=tx):
+        params, state = carry
+        updates, state = tx.update(g, state, params)
+        return (optax.apply_updates(params, updates), state), metrics(state)
+
+    def run(params, gradients):
+        return jax.lax.scan(step, (params, tx.init(params)), gradients)[1]
+
+    scanned = jax.jit(jax.vmap(run))(start, gradients)
+    assert len(scanned) == 3 + 3 + 1 + 5
+    jitted, twice = jax.jit(step), optax.MultiSteps(tx, 2)
+    two = jax.jit(lambda carry, g: step(carry, g, twice))
+    for i in range(members):
+        params, gs, ns = jax.tree.map(lambda x, i=i: x[i], (start, gradients, noise))
+        carry, slow = (params, tx.init(params)), (params, twice.init(params))
+        for t in range(3):
+            g, n = jax.tree.map(lambda x, t=t: x[t], (gs, ns))
+            before, (carry, want) = slow[1].inner_opt_state, jitted(carry, g)
+            for name, value in want.items():
+                np.testing.assert_allclose(scanned[name][i, t], value, rtol=2e-6)
+            slow, _ = two(slow, jax.tree.map(jnp.add, g, n))
+            same = metrics(slow[1]), metrics(before)  # nothing is applied, or recorded
+            jax.tree.map(np.testing.assert_array_equal, *same)
+            slow, got = two(slow, jax.tree.map(jnp.subtract, g, n))
+            for name, value in want.items():
+                np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
 
 
 # --- NaN ---------------------------------------------------------------------------------

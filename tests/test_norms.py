@@ -8,9 +8,12 @@
 - with `stacked`, each layer of a stack gets what it gets alone;
 - constrained comes down from any start, and stays there;
 - boxes of Flax with partition specs, in linen and nnx; Orbax;
-- bad input raises, with the path, the value and the fix.
+- bad input raises, with the path, the value and the fix;
+- in training (slow): AdamH keeps every norm of the digits network and of the transformer of
+  `train_sharded` within 1e-6, and learns; a run goes over to it from AdamW.
 
-That they are right on sharded matrices is in test_sharding.py.
+That they are right on sharded matrices is in test_sharding.py, in two processes in
+test_train_sharded.py, and what they read and write in test_accelerators.py.
 """
 
 import functools
@@ -501,6 +504,64 @@ def test_another_state_is_refused():
 
 
 # --- in training ---------------------------------------------------------------------
+
+
+def of_digits():
+    import equilibrium
+
+    return equilibrium.of_digits(0, 200)
+
+
+def of_transformer():
+    """That of the example `train_sharded`, in small."""
+    import _manual as manual
+    import train_sharded
+    from flax import nnx
+
+    size = train_sharded.QUICK
+    graph, params = nnx.split(size.model(0), nnx.Param)
+
+    def loss(params, tokens):
+        logits = nnx.merge(graph, params)(tokens[:, :-1])
+        return optax.losses.softmax_cross_entropy_with_integer_labels(
+            logits, tokens[:, 1:]
+        ).mean()
+
+    batches = manual.batch(manual.text()[0], (200, 4), size.length, 0)
+    return loss, params, (jnp.asarray(batches),)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [of_digits, of_transformer])
+def test_adamh_keeps_every_norm_in_training(task):
+    loss, start, batches = task()
+    matrices = masks.ndim(2)
+    tx = optax.chain(
+        optwd.scale_by_adam(0.9, 0.95),
+        optwd.scale_by_weight_norm(matrices),
+        optax.scale_by_learning_rate(0.02, flip_sign=False),
+        decay.to_norm(mask=matrices),
+        optax.scale(-1),
+    )
+
+    def step(carry, batch):
+        params, state = carry
+        value, g = jax.value_and_grad(loss)(params, *batch)
+        updates, state = tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+        sizes = [_measure.norms(p) for p in jax.tree.leaves(params) if p.ndim > 1]
+        return (params, state), (value, jnp.stack(sizes))
+
+    (end, _), (values, sizes) = jax.jit(functools.partial(jax.lax.scan, step))(
+        (start, tx.init(start)), batches
+    )
+    first, last = (
+        np.array([np.linalg.norm(np.float64(p)) for p in jax.tree.leaves(x) if p.ndim > 1])
+        for x in (start, end)
+    )
+    np.testing.assert_allclose(last, first, rtol=1e-6)
+    np.testing.assert_allclose(sizes, np.tile(first, (200, 1)), rtol=1e-6)
+    assert np.mean(values[-20:]) < 0.9 * np.mean(values[:5])
 
 
 @pytest.mark.slow

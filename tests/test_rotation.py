@@ -4,7 +4,9 @@
   matrix of a stack, averaged by groups, against NumPy in float64; small angles keep their
   digits; the predictions are those of the learning rate at the step.
 - At equilibrium (random gradients, scale-invariant weights) its ratios are 1.
-- It changes nothing, keeps its structure, and refuses what it cannot measure.
+- A step along the weights, which is the hardest to measure, is exact to √eps of its length.
+- It changes nothing, keeps its structure, and refuses what it cannot measure; leaves that
+  are not trained do not count.
 - `diagnose` says each thing that it knows, and nothing else.
 """
 
@@ -128,6 +130,49 @@ def test_weights_of_zero_and_steps_of_zero():
     assert measured(tx, zero, zero)["rotation/all/rms"] == 0
 
 
+@pytest.mark.parametrize("share", [-0.5, -1e-4, 0.25])
+def test_steps_along_the_weights(share):
+    theta = normal((50, 40), 3.0)
+    got = measured(optwd.monitor_rotation(ETA, LAMBDA), share * theta, theta)
+    eps = float(jnp.finfo(jnp.float32).eps)
+    assert got["rotation/all/angle"] < 4 * eps**0.5 * abs(share) / (1 + share)
+
+
+def test_complex_and_low_precision():
+    p = {"c": normal((3, 4)) + 1j * normal((3, 4), seed=1), "h": normal((3, 4), seed=2)}
+    u = {
+        "c": normal((3, 4), seed=3) - 2j * normal((3, 4), seed=4),
+        "h": normal((3, 4), 0.1),
+    }
+    p["h"], u["h"] = p["h"].astype(jnp.bfloat16), u["h"].astype(jnp.bfloat16)
+    got = measured(optwd.monitor_rotation(ETA, LAMBDA), u, p)
+
+    def flat(x):
+        x = np.asarray(x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x)
+        return np.concatenate([np.float64(x.real), np.float64(x.imag)])
+
+    angles = [angle(flat(p[k]), flat(p[k]) + flat(u[k])) for k in p]
+    np.testing.assert_allclose(got["rotation/all/angle"], np.mean(angles), rtol=2e-6)
+
+
+def test_leaves_that_are_not_trained_do_not_count():
+    params = {"w": normal((3, 3)), "frozen": normal((2, 2))}
+    updates = {"w": normal((3, 3), 0.1, seed=1), "frozen": None}
+    tx = optwd.monitor_rotation(ETA, LAMBDA)
+    _, state = tx.update(updates, tx.init(params), params)
+    alone = measured(tx, {"w": updates["w"]}, {"w": params["w"]})
+    assert {k: float(v) for k, v in metrics(state).items()} == pytest.approx(alone)
+
+
+def test_its_state_is_found_by_optax():
+    tx = optax.chain(optwd.adamw(ETA), optwd.monitor_rotation(ETA, LAMBDA))
+    params = {"w": normal((3, 3))}
+    state = tx.init(params)
+    same = optax.tree.map_params(tx, lambda x: x, state)
+    assert jax.tree.structure(same) == jax.tree.structure(state)
+    assert tx.update({}, tx.init({}), {})[0] == {}
+
+
 def test_ratios_are_one_at_equilibrium():
     """16 matrices, gradients that are random and orthogonal to them, at ηλ = 0.002."""
     eta, decay, steps = 0.02, 0.1, 4000
@@ -183,7 +228,7 @@ def recorded(**values):
     ("values", "said"),
     [
         ({"decay__ratio": 0.5, "rounding__lost": 0.1}, []),
-        ({"decay__ratio": 1.5}, ["decay/ratio is 1.5: decay moves"]),
+        ({"decay__ratio": 1.5}, ["decay/ratio is 1.5: what it measures is larger"]),
         ({"decay__ratio": math.nan}, ["decay/ratio is nan: gradients or weights"]),
         ({"rounding__lost": 0.97}, ["rounding/lost is 97%: these elements"]),
         ({"rotation__a__rms_ratio": 1.05, "rotation__a__decay": 1e-3}, []),

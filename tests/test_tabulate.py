@@ -1,7 +1,8 @@
 """The table: one row per leaf, the same every time.
 
 It proves that `tabulate` says which leaves decay, which pattern decided, how fast, and
-where rounding would undo it; that it colours a terminal; that bad arguments name the fix.
+where rounding would undo it, and which matrices are 0, where `decay.to_norm` does nothing;
+that it colours a terminal; that bad arguments name the fix.
 """
 
 import io
@@ -91,6 +92,32 @@ def test_the_warning_begins_where_rounding_begins_to_lose(dtype):
         moved = exact.astype(weights.dtype) != np.asarray(weights)
         assert (not moved.all()) == warned
         assert ("!" in tabulate({"w": weights}, weight_decay=rate)) == warned
+
+
+def test_matrices_of_0():
+    ones, zeros = jnp.ones((2, 2)), jnp.zeros((2, 2))
+    params = {
+        "out": zeros,
+        "masked": zeros,
+        "stack": jnp.stack([zeros, ones, zeros]),
+        "bias": jnp.zeros(3),
+        "empty": jnp.zeros((0, 2)),
+        "some": ones.at[0].set(0),
+        "numpy": np.zeros((1, 1), np.float32),
+    }
+    mask = {name: name != "masked" for name in params}
+    sphere = optwd.decay.to_norm(mask=mask, stacked="stack")
+    radius = sphere.init(params).radius
+    end = ": a matrix that starts at 0 is left alone by decay.to_norm(); give it a radius"
+    said = {
+        "numpy": "all of it",
+        "out": "all of it",
+        "stack": f"{np.sum(np.asarray(radius['stack']) == 0)} of 3 slices",
+    }
+    expected = [f"0: {name}, {part}{end}" for name, part in said.items()]
+    assert tabulate(params, mask).splitlines()[-3:] == expected
+    assert "0: " not in tabulate(jax.eval_shape(lambda: params), mask)
+    jax.jit(lambda p: [tabulate(p), p][1])({"out": zeros})  # values are not known there
 
 
 def test_bad_rates():

@@ -6,6 +6,8 @@
 - Moments are sharded over the mesh as their weights are.
 - On 8 devices, and in two processes, it ends at the weights that one device ends at,
   as closely as sums agree that are added up in another order.
+- In two processes what measures leaves (`decay.to_norm`, `decay.constrained`,
+  `scale_by_weight_norm`, monitors) gives what it gives in one, and sends numbers only.
 - Killed by SIGKILL between checkpoints and started again it ends at the same weights bit
   for bit; two processes, too, end with the command that started them.
 - A finished run is taken over by another number of devices, bit for bit; it says that it
@@ -33,6 +35,8 @@ import train_sharded
 from jax.sharding import AxisType
 
 import optwd
+from tests import on_two_processes
+from tests.on_eight_devices import REDUCED_NUMBERS
 
 STEPS = 40
 RUN = "--quick", "--steps", str(STEPS)
@@ -155,11 +159,24 @@ def test_it_starts_anew_and_shows_a_resume(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_even_if_killed(one, tmp_path):
-    options = "--processes", "2"
-    killed(tmp_path / "two", *options)
-    assert "Devices: 2; processes: 2" in finished(tmp_path / "two", *options)
-    assert_close(weights(one[0]), weights(tmp_path / "two"))
+def test_two_processes_are_one_even_if_killed(one, tmp_path, monkeypatch, capfd):
+    out, options = tmp_path / "two", ("--processes", "2")
+    killed(out, *options)
+    root = Path(optwd.__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (root, root / "examples"))))
+    arguments = [*RUN, *options, "--out", str(out)]
+    assert loopback.run(on_two_processes.__file__, arguments, 2) == 0, capfd.readouterr()
+    assert "Devices: 2; processes: 2" in capfd.readouterr().out
+    assert_close(weights(one[0]), weights(out))
+
+    # Norms, bounds and rotations of leaves that lie in both, and what is sent for them
+    alone, _ = on_two_processes.steps(lambda params: params)
+    with np.load(out / "measuring.npz") as both:
+        for x, y in zip(jax.tree.leaves(alone), both.values(), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
+    sent = (out / "collectives.txt").read_text().splitlines()
+    assert sent
+    assert all(map(REDUCED_NUMBERS.fullmatch, sent)), sent
 
 
 def assert_close(left, right):

@@ -10,13 +10,15 @@ reads and writes. Masks are resolved while tracing, so what they cost is in the 
 
 The next two: the same step, but with its gradients, of a network of dense layers. Alone on
 the CPU, most of what a monitor or `compensate_rounding` costs is temporary memory, which
-the system has to provide anew at each step; gradients need such memory anyway.
+the system has to provide anew at each step; gradients need such memory anyway. The clock of
+these is that of the processor, all threads together, which others on the machine disturb
+less.
 
 The last: trace, lower and compile with cold caches, and a call, of a step of 10 to 5000
 leaves of 100 elements on average, where a call is all dispatch. Compiling the largest takes
-too long for many rounds, so here the clock is that of the processor, all threads together,
-which others on the machine disturb less, and of all rounds the least counts; ratios of two
-compilations still vary by a fifth on a busy machine. With `--out` these are drawn.
+too long for many rounds, so the clock is that of the processor again, and of all rounds the
+least counts; ratios of two compilations still vary by a fifth on a busy machine. With
+`--out` these are drawn.
 """
 
 import argparse
@@ -33,6 +35,7 @@ import optax
 from step import (
     OPTIMIZERS,
     STAGES,
+    Clock,
     Jax,
     alternate,
     normal,
@@ -84,6 +87,7 @@ FLOAT32 = {
     **{f"adamw, mask {name}": masked(mask) for name, mask in MASKS.items()},
     "monitor of decay.linear": decayed(optwd.monitor(RULES["linear"], "decay")),
     "monitor_rounding": chained(ADAM, optwd.monitor_rounding()),
+    "monitor_rotation": chained(ADAM, optwd.monitor_rotation(RATE, DECAY)),
     "optax.adam": optax.adam(RATE),
     "optax.adamw": optax.adamw(RATE, weight_decay=DECAY),
 }
@@ -94,6 +98,7 @@ BFLOAT16 = {
     "compensate_rounding": chained(ADAM, optwd.compensate_rounding(optax.identity())),
     "round_stochastically": chained(ADAM, optwd.round_stochastically(optax.identity(), 0)),
     "monitor_rounding": chained(ADAM, optwd.monitor_rounding()),
+    "monitor_rotation": chained(ADAM, optwd.monitor_rotation(RATE, DECAY)),
     "optax.adam": optax.adam(RATE, mu_dtype=jnp.float32),
 }
 
@@ -102,6 +107,7 @@ IN_TRAINING = (
     "adam",
     "monitor of decay.linear",
     "monitor_rounding",
+    "monitor_rotation",
     "compensate_rounding",
     "round_stochastically",
 )
@@ -141,7 +147,13 @@ def named(blocks: int = 4, d: int = 384) -> dict[str, Any]:
     }
 
 
-def costs(optimizers: dict[str, Any], shapes: Any, dtype: Any, rounds: int) -> list:
+def costs(
+    optimizers: dict[str, Any],
+    shapes: Any,
+    dtype: Any,
+    rounds: int,
+    clock: Clock = time.perf_counter,
+) -> list:
     """A row for each: a visit is one untimed step and two timed ones."""
     flat, treedef = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
     params, grads = (treedef.unflatten(normal(flat, seed, dtype)) for seed in (0, 1))
@@ -149,7 +161,7 @@ def costs(optimizers: dict[str, Any], shapes: Any, dtype: Any, rounds: int) -> l
 
     def visit(contestant: Jax) -> float:
         contestant()
-        return seconds(contestant, 2)
+        return seconds(contestant, 2, clock)
 
     visits = {n: functools.partial(visit, c) for n, c in entered.items()}
     times, n = alternate(visits, rounds), size(flat)
@@ -179,7 +191,7 @@ def show_costs(shapes: Any, layers: Any, rounds: int) -> None:
         show(f"One donated step, {dtype}", header, costs(optimizers, shapes, dtype, rounds))
     for optimizers, dtype in both:
         whole = {n: with_gradients(optimizers[n]) for n in IN_TRAINING if n in optimizers}
-        rows = costs(whole, layers, dtype, rounds)
+        rows = costs(whole, layers, dtype, rounds, time.process_time)
         show(f"One with its gradients, a batch of 256, {dtype}", header, rows)
 
 
