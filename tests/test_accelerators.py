@@ -203,7 +203,7 @@ def test_one_pass_on_a_tpu(fsdp, dtype, optimizer, expected):
 def kernels(step):
     """The bytes that each kernel of a GPU's program reads and writes."""
     text, each, found = step.as_text(), {}, []
-    sizes = {"pred": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+    sizes = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
     line = re.compile(r"^ +(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)", re.M)
     for name, kind, operation, operands in line.findall(text[text.index("\nENTRY") :]):
         each[name] = sum(
