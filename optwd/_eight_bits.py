@@ -29,10 +29,10 @@ def store(residual: jax.Array, weight: jax.Array, step: jax.Array) -> jax.Array:
 
 
 def half_spacing(x: jax.Array) -> jax.Array:
-    """Half the distance from `x` to the next larger number of its dtype, above 0 and finite.
+    """Half the distance from |x| to the next larger number of its dtype; finite, above 0.
 
-    In float32 at least, where the spacing of the smallest bfloat16 numbers is no normal
-    number any more; then the smallest normal number.
+    In float32 at least. The spacing of the smallest numbers of bfloat16 is no normal number
+    there: for these it is the smallest normal number.
     """
     to = jnp.finfo(x.dtype)
     wide = _dtypes.at_least_float32(x.dtype)

@@ -122,8 +122,9 @@ def compensate_rounding(
       wide: keep residuals also for leaves in float32 and wider, which otherwise are left
         as they are, at no cost.
       residual_dtype: None for the dtype of the parameters, or ``jnp.int8``: one byte per
-        weight, which counts 127ths of half the spacing of the weight. A bfloat16 weight
-        and its residual then hold what takes 24 bits.
+        weight, which counts 127ths of half the spacing of the weight. So a bfloat16 weight
+        and its residual are together as fine as 24 bits. A weight that shrinks to less than
+        half in one step may lose up to half the spacing that it had.
 
     Returns:
       An optimizer with state `optwd.ResidualState`: one more buffer like the parameters.
