@@ -325,7 +325,7 @@ WAYS = {  # dtype of the weights, of the residual; moments in eight bits
 
 
 class Task(NamedTuple):
-    """What is trained, with a leading axis over seeds. `measured` gives what `names` says."""
+    """What is trained, with a leading axis over seeds; `names` are of what is measured."""
 
     params: Any
     data: Any
