@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
-from optwd import _check, _dtypes, _leafwise, _paths, _rounding, _zeros
+from optwd import _check, _dtypes, _eight_bits, _leafwise, _paths, _rounding, _zeros
 from optwd._leafwise import Equation
 
 
@@ -28,8 +28,8 @@ class ResidualState(NamedTuple):
 
     Attributes:
       step: updates so far; int32 of shape ().
-      residual: a tree like the parameters, in their dtype; one 0 of shape () for a leaf
-        that is not compensated.
+      residual: a tree like the parameters, in their dtype or int8; one 0 of shape () for a
+        leaf that is not compensated.
       inner: the state of the optimizer.
     """
 
@@ -95,7 +95,10 @@ def in_float32(
 
 
 def compensate_rounding(
-    optimizer: optax.GradientTransformation, *, wide: bool = False
+    optimizer: optax.GradientTransformation,
+    *,
+    wide: bool = False,
+    residual_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Remember what rounding takes from a step, and add it to the next one.
 
@@ -118,13 +121,20 @@ def compensate_rounding(
         gradients in float32 at least.
       wide: keep residuals also for leaves in float32 and wider, which otherwise are left
         as they are, at no cost.
+      residual_dtype: None for the dtype of the parameters, or ``jnp.int8``: one byte per
+        weight, which counts 127ths of half the spacing of the weight. So a bfloat16 weight
+        and its residual are together as fine as 24 bits. A weight that shrinks to less than
+        half in one step may lose up to half the spacing that it had.
 
     Returns:
       An optimizer with state `optwd.ResidualState`: one more buffer like the parameters.
       Complex leaves are compensated in both parts.
 
     Raises:
-      ValueError: ``update`` without parameters; gradients that do not fit them.
+      ValueError: another ``residual_dtype``; ``update`` without parameters; gradients that
+        do not fit them.
+      TypeError: a complex leaf, compensated in ``jnp.int8``; a state whose residuals are
+        of another dtype than ``residual_dtype`` says.
 
     >>> import jax.numpy as jnp, optax
     >>> theta, exact = jnp.ones(1, jnp.bfloat16), compensate_rounding(optax.sgd(1e-3))
@@ -139,26 +149,45 @@ def compensate_rounding(
     bfloat16 weights, Zamirai et al., arXiv 2010.06192, Algorithm 1.
     """
     inner = optax.with_extra_args_support(optimizer)
+    dtype = _residual_dtype(residual_dtype)
+    equation = _COMPENSATED if dtype is None else _IN_EIGHT_BITS
 
     def compensated(p: Any) -> bool:
         return _dtypes.is_inexact(p) and (wide or _dtypes.is_narrow(p))
 
     def residual(p: Any) -> Any:
         if compensated(jax.tree.leaves(p)[0]):
-            return jax.tree.map(_zeros.like, p)
+            return jax.tree.map(lambda x: _zeros.like(x, dtype), p)
         return jnp.zeros((), _dtypes.dtype_of(jax.tree.leaves(p)[0]))
 
+    def check(residual: Any, params: Any) -> None:
+        pairs = zip(jax.tree.leaves(residual), jax.tree.leaves(params), strict=False)
+        for i, (r, p) in enumerate(pairs):
+            if compensated(p) and (_dtypes.dtype_of(r) == jnp.int8) != (dtype is not None):
+                raise TypeError(
+                    f"{list(_paths.by_path(params))[i]}: a residual of dtype {r.dtype} for "
+                    f"residual_dtype={residual_dtype}; the state must come from `init` of "
+                    "this optimizer."
+                )
+
     def init(params: Any) -> ResidualState:
+        for path, p in _paths.by_path(params).items() if dtype is not None else ():
+            if compensated(p) and _dtypes.is_complex(p):
+                raise TypeError(
+                    f"{path}: a complex leaf has no residual in int8, which holds one real "
+                    "number per weight; leave residual_dtype out."
+                )
         start = jax.tree.map(residual, params, is_leaf=_paths.is_box)
         return ResidualState(jnp.zeros([], jnp.int32), start, inner.init(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         _check.need_params("compensate_rounding", params)
+        check(state.residual, params)
         updates = _without_float0(updates, params)
         u, new = inner.update(_widened(updates), state.inner, params, **extra)
         step = _leafwise.increment(state.step)
         u, kept = _leafwise.run(
-            _COMPENSATED,
+            equation,
             u,
             {"weight": params, "moved": params, "residual": state.residual},
             1.0,
@@ -201,6 +230,35 @@ _COMPENSATED = Equation(
     *(_next_weight, _next_move, _moved_weight, _next_residual),
     store=(_rounding.as_applied, _rounding.nearest, _rounding.by_step),
 )
+
+
+def _in_eight_bits(row: Any, state: Any, scalars: Any, chance: Any) -> Any:
+    weight, moved, codes = state
+    residual = _eight_bits.load(codes, row[1])
+    u, (weight, moved, residual) = _COMPENSATED.on_leaf(
+        row, (weight, moved, residual), scalars, chance
+    )
+    return u, (weight, moved, _eight_bits.store(residual, weight, chance))
+
+
+class _EightBits(Equation):
+    """`_COMPENSATED`, between residuals as they are stored."""
+
+    def __init__(self) -> None:
+        self.measures = ""
+        self.on_leaf = jax.jit(_in_eight_bits)
+
+
+_IN_EIGHT_BITS = _EightBits()
+
+
+def _residual_dtype(dtype: Any) -> Any:
+    if dtype is None or jnp.dtype(dtype) == jnp.int8:
+        return None if dtype is None else jnp.int8
+    raise ValueError(
+        f"residual_dtype must be None, for the dtype of the parameters, or jnp.int8, got "
+        f"{jnp.dtype(dtype)}."
+    )
 
 
 def round_stochastically(

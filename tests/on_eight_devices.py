@@ -55,6 +55,11 @@ MEASURING = (
 ELEMENTWISE = (
     *(entry for entry in ALL if not entry.measures),
     bfloat16("adamw in bfloat16, compensated", optwd.compensate_rounding),
+    bfloat16(
+        "adamw in bfloat16, residual in int8",
+        optwd.compensate_rounding,
+        residual_dtype=jnp.int8,
+    ),
     bfloat16("adamw in bfloat16, stochastic", optwd.round_stochastically, seed=0),
 )
 every_measuring = pytest.mark.parametrize("entry", MEASURING, ids=str)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 import optwd
@@ -96,6 +97,9 @@ TRANSFORMATIONS = [
     _measuring("scale_by_weight_norm", optwd.scale_by_weight_norm, {}),
     _rounding("compensate_rounding", optwd.compensate_rounding),
     _rounding("compensate_rounding[wide]", optwd.compensate_rounding, wide=True),
+    _rounding(
+        "compensate_rounding[int8]", optwd.compensate_rounding, residual_dtype=jnp.int8
+    ),
     _rounding("round_stochastically", optwd.round_stochastically, seed=0),
 ]
 

@@ -44,6 +44,10 @@ def adamw(**arguments):
     return optwd.adamw(1e-3, weight_decay=0.1, mask=mask, **arguments)
 
 
+def in_eight_bits(optimizer):
+    return optwd.compensate_rounding(optimizer, residual_dtype=jnp.int8)
+
+
 def stochastic(optimizer):
     return optwd.round_stochastically(optimizer, 0)
 
@@ -152,6 +156,7 @@ STEPS = {
     "moments in bfloat16": (jnp.float32, adamw(**MOMENTS), 0, 0),
     "all in bfloat16": (jnp.bfloat16, adamw(**MOMENTS), 0, 0),
     "compensated": (jnp.bfloat16, optwd.compensate_rounding(adamw()), 0, 0),
+    "residual in int8": (jnp.bfloat16, in_eight_bits(adamw()), 0, 0),
     "stochastic": (jnp.bfloat16, stochastic(adamw()), 0, 1),
     "constrained": (jnp.float32, CONSTRAINED, 1, 2),
     "monitored": (jnp.float32, optwd.monitor(adamw(), "adamw"), 1, 2),
@@ -189,6 +194,8 @@ PASSES = {  # what has to be read and written, in bytes a parameter
     "all in bfloat16": (jnp.bfloat16, adamw(**MOMENTS), 14),
     "compensated": (jnp.bfloat16, optwd.compensate_rounding(adamw()), 26),
     "all compensated": (jnp.bfloat16, optwd.compensate_rounding(adamw(**MOMENTS)), 18),
+    "residual in int8": (jnp.bfloat16, in_eight_bits(adamw()), 24),
+    "all, residual in int8": (jnp.bfloat16, in_eight_bits(adamw(**MOMENTS)), 16),
     "stochastic": (jnp.bfloat16, stochastic(adamw()), 22),
 }
 every_pass = pytest.mark.parametrize(
@@ -208,7 +215,7 @@ def test_one_pass_on_a_tpu(fsdp, dtype, optimizer, expected):
 def kernels(step):
     """The bytes that each kernel of a GPU's program reads and writes."""
     text, each, found = step.as_text(), {}, []
-    sizes = {"pred": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+    sizes = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
     line = re.compile(r"^ +(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)", re.M)
     for name, kind, operation, operands in line.findall(text[text.index("\nENTRY") :]):
         each[name] = sum(
