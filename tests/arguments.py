@@ -7,9 +7,10 @@ should fail where the function takes another number, and where it takes its defa
 a test that leaves `eps` out should fail where the default is another. For each argument:
 
 - *ignored*: the default takes the place of what is given;
-- *changed*: its neighbour does: a number 2% less (ten times as much below 1e-3, 0.01 for 0),
-  a Boolean its opposite, a word the next one, a dtype a narrower one or float32, a mask its
-  complement, a schedule or a transformation one of which the result is 2% less;
+- *changed*: its neighbour does: a number 2% less (below 1e-3 ten times as much, 0.01 for
+  0), a Boolean its opposite, a word the next one, bfloat16 for a wider dtype and float32
+  for a narrow one, a mask its complement, a schedule or a transformation one of which the
+  result is 2% less;
 - *default*: the neighbour of the default takes the place of the default.
 
 All tests run once, to see which of them call what. Then each change is tried on those that

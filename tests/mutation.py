@@ -78,7 +78,7 @@ GROUPS = {  # of modules that have the same tests
     **dict.fromkeys(("masks", "_mask_tree", "_globs", "_decide", "_standard"), MASKS),
     **dict.fromkeys(("decay", "_anchors"), DECAY),
     "_norms": NORMS,
-    **dict.fromkeys(("_probe", "_trial", "_verdict"), ["audit"]),
+    **{module: ["audit"] for module in ("_probe", "_trial", "_verdict")},
 }
 TESTS = OWN | GROUPS
 
@@ -212,11 +212,12 @@ class Live:
         self.caches: list[Any] = []
         jitted = type(jax.jit(_key))
         for x in gc.get_objects():
-            if isinstance(x, types.FunctionType) and x.__code__.co_filename == self.file:
+            kind = type(x)  # `isinstance` would wake the lazy modules of torch
+            if kind is types.FunctionType and x.__code__.co_filename == self.file:
                 self.functions.setdefault(_key(x.__code__), []).append(x)
-            elif isinstance(x, jitted) and _is_own(x):
+            elif kind is jitted and _is_own(x):
                 self.caches.append(x.clear_cache)
-            elif isinstance(x, functools._lru_cache_wrapper) and _is_own(x):
+            elif kind is functools._lru_cache_wrapper and _is_own(x):
                 self.caches.append(x.cache_clear)
 
     def swap(self, tree: ast.Module) -> bool:
