@@ -14,7 +14,8 @@ a test that leaves `eps` out should fail where the default is another. For each 
 - *default*: the neighbour of the default takes the place of the default.
 
 All tests run once, to see which of them call what. Then each change is tried on those that
-do, the quickest first, until one fails or S seconds have passed. It is one process, which
+do, the quickest first, until one fails or S seconds have passed, and at last on the files
+that make such a call when they are loaded, which are loaded again. It is one process, which
 need not compile twice: a public function keeps its identity, and only its body is replaced.
 `--calls` keeps the record of the first run for the next. Trees of arrays, state dicts and
 names of leaves have no neighbour here; they are counted as not tried.
@@ -40,6 +41,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import optwd
 from tests.rerun import Again
@@ -91,8 +93,8 @@ def neighbour(function: Callable[..., Any], name: str, value: Any) -> Any:
             return {k: neighbour(_nothing, k, x) for k, x in value.items()}
         case tuple() | list() if value and all(isinstance(x, str) for x in value):
             return value[:-1]
-        case tuple() if value and all(isinstance(x, int | float) for x in value):
-            return value  # see `changes`: one at a time
+        case tuple() | list() if value and all(isinstance(x, tuple) for x in value):
+            return type(value)((k, neighbour(_nothing, k, x)) for k, x in value)
     if isinstance(value, jax.Array | np.ndarray | np.generic) and jnp.ndim(value) == 0:
         if jnp.issubdtype(value.dtype, jnp.floating):
             return value * jnp.asarray(LESS, value.dtype)
@@ -177,6 +179,7 @@ class Spy:
     """Stands in every public function: notes its arguments, and changes one of them."""
 
     def __init__(self, functions: Mapping[str, types.FunctionType]) -> None:
+        self.functions: dict[str, Any] = dict(functions)
         self.originals: dict[str, Callable[..., Any]] = {}
         self.signatures: dict[str, inspect.Signature] = {}
         self.change: Change | None = None
@@ -184,6 +187,28 @@ class Spy:
         self.applied = 0
         for address, function in functions.items():
             self._enter(address, function)
+
+    def begin(self, change: Change) -> None:
+        """Let the change be, also in the signature that others read."""
+        self.change, self.applied = change, 0
+        if change.how != "default":
+            return
+        signature = self.signatures[change.function]
+        bound = signature.bind_partial()
+        parameter = signature.parameters[change.argument]
+        self._apply(change, bound, parameter, given=False)
+        new = parameter.replace(default=bound.arguments[change.argument])
+        parameters = {**signature.parameters, change.argument: new}
+        self.functions[change.function].__signature__ = signature.replace(
+            parameters=list(parameters.values())
+        )
+
+    def end(self) -> None:
+        """Let everything be as it was."""
+        if self.change:
+            name = self.change.function
+            self.functions[name].__signature__ = self.signatures[name]
+        self.change = None
 
     def _enter(self, address: str, function: types.FunctionType) -> None:
         code, space = function.__code__, function.__globals__
@@ -280,6 +305,13 @@ class Hunt:
         self.spy, self.chosen, self.seconds, self.calls = spy, chosen, seconds, calls
         self.record: dict[str, tuple[float, list[str]]] = {}
         self.found: collections.Counter[str] = collections.Counter()
+        self.loaded: dict[str, set[str]] = {}  # what a file calls when it is loaded
+        self.end = 0.0
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if self.spy.change is None:
+            self.loaded.setdefault(report.nodeid, set()).update(self.spy.calls)
+        self.spy.calls = set()
 
     def __call__(self, again: Again, tests: list[Any]) -> None:
         self.fails, items = again.fails, {item.nodeid: item for item in tests}
@@ -314,22 +346,54 @@ class Hunt:
         print(", ".join(f"{n} {outcome}" for outcome, n in sorted(count.items())))
 
     def _outcome(self, change: Change, items: dict[str, Any], nodeids: list[str]) -> str:
-        if not nodeids:
+        call = f"{change.function} {change.argument} "
+        call += "left" if change.how == "default" else "given"
+        files = [file for file, calls in self.loaded.items() if call in calls]
+        if not nodeids and not files:
             return "no test does"
-        self.spy.change, self.spy.applied = change, 0
-        start = time.monotonic()
+        self.spy.begin(change)
+        if change.how == "default":  # tests that read signatures call nothing
+            nodeids = [*nodeids, *(n for n in items if "default" in n.split("::")[-1])]
+        self.end = time.process_time() + self.seconds
         random.Random(0).shuffle(nodeids)
-        nodeids.sort(key=lambda n: self.record[n][0] / (1 + self.found[n]))
+        nodeids = sorted(
+            nodeids, key=lambda n: self.record.get(n, (0.1, []))[0] / (1 + self.found[n])
+        )
         try:
-            for nodeid in nodeids:
-                if self.fails(items[nodeid]) and self.spy.applied:
-                    self.found[nodeid] += 1
-                    return "noticed"
-                if time.monotonic() - start > self.seconds:
-                    return "unnoticed in time" if self.spy.applied else "not tried"
+            if any(self._notices(items[nodeid]) for nodeid in nodeids):
+                return "noticed"
+            self.end = time.process_time() + self.seconds
+            if any(self._notices_anew(file, items) for file in files):
+                return "noticed"
         finally:
-            self.spy.change = None
+            self.spy.end()
         return "UNNOTICED" if self.spy.applied else "not tried"
+
+    def _notices(self, item: Any) -> bool:
+        if time.process_time() > self.end or not self.fails(item) or not self.spy.applied:
+            return False
+        self.found[item.nodeid] += 1
+        return True
+
+    def _notices_anew(self, file: str, items: dict[str, Any]) -> bool:
+        """Whether a test of the file fails once it is loaded with the change in place."""
+        name = file.removesuffix(".py").replace("/", ".")
+        before, failed = sys.modules.pop(name, None), []
+
+        def work(again: Again, tests: list[Any]) -> None:
+            change = self.spy.change
+            for test in tests:
+                if failed or time.process_time() > self.end:
+                    return
+                if again.fails(test):
+                    self.spy.change = None  # does it pass without?
+                    failed.extend([test] * (not self.fails(items[test.nodeid])))
+                    self.spy.change = change
+
+        code = Again(work).run([file])
+        if before is not None:
+            sys.modules[name] = before
+        return bool(failed) or code not in (0, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
 def main() -> None:
@@ -344,7 +408,7 @@ def main() -> None:
         parser.error(f"no public function {', '.join(unknown)}")
     calls = arguments.calls.absolute() if arguments.calls else None
     hunt = Hunt(Spy(functions), arguments.functions, arguments.seconds, calls)
-    sys.exit(Again(hunt).run(arguments.tests))
+    sys.exit(Again(hunt, hunt).run(arguments.tests))
 
 
 if __name__ == "__main__":

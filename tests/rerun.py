@@ -23,8 +23,8 @@ OPTIONS = [
 class Again:
     """A plugin of pytest that collects, and hands the tests to a function."""
 
-    def __init__(self, work: Callable[["Again", list[Any]], None]) -> None:
-        self.work, self.failed = work, False
+    def __init__(self, work: Callable[["Again", list[Any]], None], *more: Any) -> None:
+        self.work, self.more, self.failed = work, more, False
         self.names: dict[str, dict[str, Any]] = {}  # in which a doctest runs
 
     def pytest_runtestloop(self, session: Any) -> bool:
@@ -61,7 +61,7 @@ class Again:
         }
         os.environ |= options | {"PYTHONPATH": str(ROOT)}
         sys.path.insert(0, str(ROOT))
-        return pytest.main([*OPTIONS, *tests], plugins=[self])
+        return pytest.main([*OPTIONS, *tests], plugins=[self, *self.more])
 
 
 def _late(*_: Any) -> None:

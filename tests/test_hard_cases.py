@@ -391,3 +391,12 @@ def test_b2_that_rounded_to_one_names_the_way_out():
     optimizer = optax.inject_hyperparams(optwd.adamw)(0.1)
     with pytest.raises(ValueError, match="hyperparam_dtype"):
         optimizer.init(jnp.ones(2, jnp.bfloat16))
+
+
+def test_a_learning_rate_of_0_is_what_the_error_names():
+    with pytest.raises(ValueError, match=r"^learning_rate=0 leaves nothing to divide"):
+        optwd.adamw(0.0, scaled_by="schedule")
+    with pytest.raises(ValueError, match=r"^a learning rate of 0 .* give initial_lr"):
+        optwd.compat.composer.decoupled_adamw(0.0)
+    with pytest.raises(ValueError, match=r"^a learning rate of 0 .* give max_lr"):
+        optwd.compat.timm.adamw(0.0, corrected_weight_decay=True)
