@@ -317,10 +317,10 @@ class Hunt:
         self.fails, items = again.fails, {item.nodeid: item for item in tests}
         if self.calls and self.calls.exists():
             self.record = json.loads(self.calls.read_text())
-        else:
-            self._first(items)
-            if self.calls:
-                self.calls.write_text(json.dumps(self.record))
+        known = {nodeid.split("::")[0] for nodeid in self.record}
+        self._first({k: x for k, x in items.items() if k.split("::")[0] not in known})
+        if self.calls:
+            self.calls.write_text(json.dumps(self.record))
         callers: dict[str, list[str]] = {}
         for nodeid, (_, calls) in self.record.items():
             for call in calls if nodeid in items else ():

@@ -499,6 +499,22 @@ def test_maximize_goes_up(name):
     np.testing.assert_array_equal(np.sign(up["w"]), [1, -1])
 
 
+def test_a_state_dict_whose_numbers_are_strings():
+    """As JSON leaves it; names among the states need names among the params."""
+    moment = np.array([0.25, 0.5], np.float32)
+    run = {"step": 3.0, "exp_avg": moment, "exp_avg_sq": moment**2}
+    params, names = {"w": jnp.zeros(2)}, {"w": "w"}
+
+    def carried(key, member):
+        saved = {"state": {key: run}, "param_groups": [{"params": [member]}]}
+        return compat.torch.state_from(saved, params, names, optwd.adam(0.1))
+
+    for key, member in (("0", 0), (0, "0"), ("0", "0"), (0, 0), ("w", "w")):
+        np.testing.assert_array_equal(carried(key, member)[0].nu["w"], moment**2)
+    with pytest.raises(ValueError, match=r"state for \['w'\], which are not .* alike"):
+        carried("w", 0)
+
+
 @pytest.mark.parametrize(
     "pattern",
     [

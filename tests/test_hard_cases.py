@@ -400,3 +400,13 @@ def test_a_learning_rate_of_0_is_what_the_error_names():
         optwd.compat.composer.decoupled_adamw(0.0)
     with pytest.raises(ValueError, match=r"^a learning rate of 0 .* give max_lr"):
         optwd.compat.timm.adamw(0.0, corrected_weight_decay=True)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: optwd.decay.linear(0.1), optwd.scale_by_adam], ids=["decay", "moments"]
+)
+def test_a_float0_gradient_gives_zeros_in_the_dtype_of_its_parameter(make):
+    p, g = {"n": jnp.ones(2, jnp.int8)}, {"n": np.zeros(2, jax.dtypes.float0)}
+    u = first_update(make(), g, p)
+    assert u["n"].dtype == jnp.int8
+    np.testing.assert_array_equal(u["n"], 0)
