@@ -376,9 +376,8 @@ class Hunt:
             found += self.found[item.nodeid, module]
             if found:
                 placed.append(((0, seconds / found), item))
-            else:
-                key = (1 + (seconds > 1), seen[function] > 2, rank[file], seen[function])
-                placed.append((key, item))
+            else:  # quick ones first; one case of each function, then more
+                placed.append(((1 + (seconds > 1), seen[function], rank[file]), item))
         return [item for _, item in sorted(placed, key=lambda pair: pair[0])]
 
 
