@@ -5,8 +5,6 @@ Those that one module alone decides are in that module's test. Here:
 - float16 gradients of 0, 1e-4, 3e-3 and 300: no NaN, no infinity, and a step of ±η;
 - a learning rate of any dtype, as a number or a schedule, widens nothing, also under x64
   and strict promotion; `inject_hyperparams` on bfloat16 parameters;
-- bfloat16 parameters with float32 gradients in a scan, by value; odd trees under jit;
-  vmap over hyperparameters for five steps; a mask is resolved once in an update;
 - one NaN or infinite gradient: as in Optax, and harmless inside of its guards;
 - a meta-gradient at g = 0 is finite; the first step of a schedule is 0; a count at its
   largest stays; a changing integer leaf costs no trace; the domain is in the docstring.
@@ -21,8 +19,8 @@ import optax
 import pytest
 
 import optwd
-from tests.helpers import each, stepper
-from tests.registry import ALL, DECAYS, KINDS, OPTIMIZERS, Entry
+from tests.helpers import each
+from tests.registry import ALL, OPTIMIZERS, Entry
 
 
 def takes(*names):
@@ -200,90 +198,6 @@ def test_meta_gradient_at_zero_is_finite(entry: Entry):
 
     for gradient in jax.grad(loss, (0, 1))(jnp.zeros(2), jnp.zeros(2)):
         assert np.isfinite(gradient).all()
-
-
-# --- under jit -----------------------------------------------------------------------
-
-FEW = [
-    e for e in OPTIMIZERS if e.name in ("adamw", "amsgradw", "nadamw", "sgdw", "adam_l2")
-]
-
-
-def test_bfloat16_parameters_with_float32_gradients_in_a_scan():
-    """Beside the run of float32 parameters, by the roundings of 20 steps at most."""
-    start = jnp.asarray(np.random.default_rng(0).normal(size=8), jnp.bfloat16)
-    gradients = np.random.default_rng(1).normal(size=(20, 8)).astype(np.float32)
-
-    @jax.jit
-    def ends(start):
-        found = {}
-        for entry in FEW:
-            step = stepper(optimizer := entry.make(learning_rate=0.1))
-            body = lambda carry, g, step=step: (step(*carry, g), None)  # noqa: E731
-            carry = (start, optimizer.init(start))
-            found[entry.name] = jax.lax.scan(body, carry, gradients)[0]
-        return found
-
-    narrow, wide = ends(start), ends(start.astype(jnp.float32))
-    assert len(narrow) == len(FEW) == 5
-    for name, (p, state) in narrow.items():
-        assert p.dtype == jnp.bfloat16
-        for x in jax.tree.leaves(state):
-            assert np.isfinite(np.float64(x)).all()
-        exact = np.asarray(wide[name][0])
-        largest = np.maximum(np.abs(exact), np.abs(np.float32(start))).max() + 0.5
-        assert np.abs(exact - np.float32(start)).max() > 0.3
-        np.testing.assert_allclose(np.float32(p), exact, atol=20 * 2**-9 * largest)
-
-
-def test_odd_trees_under_jit():
-    """One part of each kind in one program, on all odd leaves in one tree."""
-    p = {
-        "dict": {},
-        "tuple": ((), jnp.full((), 2.0)),
-        "None": None,
-        "0-size": jnp.ones((0, 3)),
-        "masked": optax.MaskedNode(),
-        "named": optax.TraceState(trace=[jnp.full(1, 2.0)]),
-    }
-    parts = [e for e in ALL if e.name in KINDS and not e.optimizer]
-    steps = jax.jit(lambda p: [first_update(e.make(), p, p) for e in parts])
-    plain = jax.jit(lambda p: [first_update(e.make(), p, p) for e in parts])
-    for got, expected in zip(steps(p), plain(jnp.full(1, 2.0)), strict=True):
-        assert jax.tree.structure(got) == jax.tree.structure(p)
-        assert got["0-size"].shape == (0, 3)
-        np.testing.assert_allclose(got["named"].trace[0], expected, rtol=1e-6)
-        np.testing.assert_allclose(got["tuple"][1], expected[0], rtol=1e-6)
-
-
-@pytest.mark.parametrize("entry", FEW[1:3], ids=str)
-def test_vmap_over_hyperparameters_for_five_steps(entry: Entry):
-    """By then a moment or a count that the members shared would show."""
-    rates, decays = np.array([0.01, 0.02, 0.0]), np.array([0.1, 0.0, 0.3])
-    gradients = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)), jnp.float32)
-
-    def end(rate, decay):
-        optimizer = entry.make(learning_rate=rate, **{entry.decay: decay})
-        body = lambda carry, g: (stepper(optimizer)(*carry, g), None)  # noqa: E731
-        return jax.lax.scan(body, (jnp.ones(4), optimizer.init(jnp.ones(4))), gradients)[0][
-            0
-        ]
-
-    together = jax.jit(jax.vmap(end))(rates, decays)
-    for i, pair in enumerate(zip(rates.tolist(), decays.tolist(), strict=True)):
-        np.testing.assert_allclose(together[i], end(*pair), rtol=2e-6)
-
-
-@pytest.mark.parametrize("entry", DECAYS, ids=str)
-def test_a_mask_is_resolved_once_in_an_update(entry: Entry):
-    seen, p = [], {"w": jnp.ones(2)}
-    transformation = entry.make(mask=lambda params: seen.append(params) or True)
-    state = transformation.init(p)
-    at_init = len(seen)
-    assert at_init >= 1
-    for calls in (1, 2):
-        transformation.update(p, state, p)
-        assert len(seen) == at_init + calls
 
 
 # --- steps ---------------------------------------------------------------------------
