@@ -200,3 +200,10 @@ def test_the_angles_of_a_comparison_are_those_of_b1(given):
         rho = 1e-3 * table[" ".join(rule)]
         cosine = 1 - rho * (1 - (b := given.get("b1", 0.9))) / (1 + (1 - rho) * b)
         assert float(angle) == pytest.approx(math.degrees(math.acos(cosine)), rel=6e-3)
+
+
+def test_the_names_of_monitors():
+    for given, name in (((), "decay"), (("wd",), "wd")):
+        monitored = optwd.monitor_decay(optwd.adamw(0.1), *given)
+        found = optwd.metrics(monitored.init(jnp.ones(2)))
+        assert set(found) == {f"{name}/{x}" for x in ("norm_in", "norm_added", "ratio")}
