@@ -68,6 +68,16 @@ def test_traced_hyperparameters_hold_to_1e_5():
     )
 
 
+def test_traced_decays_on_both_sides_of_a_half():
+    """Against the float32 that a traced number is: to some ulp, for every b."""
+    b1, b2 = np.float32([0, 0.3, 0.5, 0.7, 0.9]), np.float32([0.3, 0, 0.5, 0.999, 0.9999])
+    gradients = normal(20, 8)
+    traced = jax.vmap(lambda b1, b2: directions_traced(b1, b2, gradients))
+    wide, pairs = gradients.astype(np.float64), zip(b1, b2, strict=True)
+    expected = [reference.adam(wide, *map(np.float64, pair)) for pair in pairs]
+    np.testing.assert_allclose(jax.jit(traced)(b1, b2), expected, rtol=3e-6)
+
+
 def directions_traced(b1, b2, gradients):
     transformation = optwd.scale_by_adam(b1, b2)
     state = transformation.init(jnp.zeros(gradients.shape[1:]))
