@@ -432,6 +432,11 @@ def _decay_and_learning_rate(
 
 def _peak(learning_rate: ScalarOrSchedule) -> float:
     if isinstance(learning_rate, (int, float)):
+        if learning_rate == 0:
+            raise ValueError(
+                "learning_rate=0 leaves nothing to divide the schedule by: with it "
+                "peak_learning_rate must be > 0. Give the largest value of the schedule."
+            )
         return learning_rate
     raise ValueError(
         "scaled_by='schedule' needs peak_learning_rate: the peak of learning_rate="

@@ -259,7 +259,7 @@ def toward_init(
         weight_decay,
         mask,
         AnchorState,
-        {"anchor": Field(start, is_number=True)},
+        {"anchor": Field(start)},
     )
 
 

@@ -2,35 +2,39 @@
 
     python tests/mutation.py [module[:line] …] [--list] [--sample N] [--seconds S]
 
-Each mutant changes one operator, comparison, number, condition or Boolean of a module in a
-copy of the project, and runs that module's tests until one fails. What survives is either
-a missing test or a change without effect; it is printed with its line.
+Each mutant changes one operator, comparison, number, condition or Boolean of a module, and
+runs that module's tests until one fails. What survives is either a missing test or a change
+without effect; it is printed with its line.
 
-It is quick because every run forks from one process that has JAX loaded, finds what others
-have compiled, begins with the tests that have noticed most for their time, and stops after
-S seconds' worth of tests: a second or two for what is noticed, S for a survivor. Give more
-seconds to the survivors that are left. Not part of the check: run it for what you changed.
+It is quick because it is one process: a mutant's code takes the place of that of the
+functions that live, and what JAX and others have cached of them is dropped. A run begins
+with the tests that have noticed most for their time, and stops after S seconds' worth of
+tests; give more seconds to the survivors that are left. A test that fails without a mutant
+too is left out. A change of what is not a function, a default or plain data is not tried.
+Not part of the check: run it for what you changed.
 """
 
 import argparse
 import ast
 import collections
 import copy
+import functools
 import gc
 import importlib
-import importlib.util
-import multiprocessing
-import os
 import random
-import shutil
 import sys
-import tempfile
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import jax
+
+from tests.rerun import ROOT, Again
+
 MODULES = [
     path.relative_to(ROOT / "optwd").with_suffix("").as_posix()
     for path in sorted((ROOT / "optwd").rglob("*.py"))
@@ -39,38 +43,42 @@ MODULES = [
 OWN = {  # tests of each module, from the most specific to the most general
     "_audit": ["audit"],
     "_check": ["laws", "rates", "decay", "hard_cases"],
-    "_dtypes": ["laws", "moments", "precision", "hard_cases"],
+    "_diagnose": ["rotation", "monitor", "tabulate"],
+    "_dtypes": ["moments", "precision", "hard_cases", "laws"],
     "_l2": ["equations", "couplings", "laws"],
     "_leafwise": [
-        "equations", "many_leaves", "moments", "decay", "precision", "laws", "hard_cases",
+        "many_leaves", "moments", "precision", "decay", "hard_cases", "equations", "laws",
         "parity/carried_over",
     ],
-    "_learning_rate": ["couplings", "laws", "conventions"],
-    "_measure": ["decay", "stacked_layers", "monitor", "report"],
-    "_moments": ["equations", "moments", "hard_cases", "laws"],
-    "_monitor": ["monitor", "report"],
+    "_learning_rate": ["couplings", "hard_cases", "laws", "conventions"],
+    "_measure": ["norms", "stacked_layers", "decay", "monitor"],
+    "_moments": ["moments", "equations", "hard_cases", "laws"],
+    "_monitor": ["monitor", "rotation"],
     "_optimizers": [
-        "equations", "couplings", "with_weight_decay", "facts", "laws", "hard_cases",
+        "equations", "couplings", "with_weight_decay", "facts", "hard_cases", "laws",
     ],
-    "_paths": ["laws", "masks", "decay", "report", "tabulate"],
-    "_precision": ["precision", "bfloat16", "laws", "hard_cases"],
-    "_rotation": ["monitor", "rotation"], "_diagnose": ["monitor", "report", "tabulate"],
+    "_paths": ["masks", "decay", "tabulate", "laws"],
+    "_precision": ["precision", "bfloat16", "hard_cases", "laws"],
+    "_rotation": ["rotation", "monitor"],
     "_rounding": ["precision", "moments", "bfloat16"],
-    "_rule": ["equations", "decay", "laws", "hard_cases"],
+    "_rule": ["norms", "decay", "equations", "hard_cases", "laws"],
     "_serialization": ["serialization"],
-    "_tabulate": ["tabulate", "report"],
+    "_shards": ["norms", "monitor", "stacked_layers"],
+    "_tabulate": ["tabulate", "norms"],
+    "_with_weight_decay": ["with_weight_decay"],
     "_zeros": ["laws", "moments", "precision"],
 }  # fmt: skip
 RATES = ["rates", "equilibrium", "couplings", "equations", "warm_restarts"]
-MASKS = ["masks", "standard_mask", "report", "laws"]
-DECAY = ["equations", "decay", "norms", "stacked_layers", "facts", "laws", "hard_cases"]
+MASKS = ["masks", "standard_mask", "tabulate", "laws"]
+DECAY = ["equations", "decay", "norms", "stacked_layers", "facts", "hard_cases", "laws"]
+NORMS = ["norms", "stacked_layers", "decay", "equations", "hard_cases", "laws"]
 COMPAT = ["compat", "compat_golden", "conventions", "conventions_rows", "known_lines"]
 GROUPS = {  # of modules that have the same tests
     **dict.fromkeys(("rates", "_planners", "_equilibrium"), RATES),
     **dict.fromkeys(("masks", "_mask_tree", "_globs", "_decide", "_standard"), MASKS),
-    **dict.fromkeys(("decay", "_anchors", "_norms"), DECAY),
-    "_probe": ["audit"],
-    "_verdict": ["audit"],
+    **dict.fromkeys(("decay", "_anchors"), DECAY),
+    "_norms": NORMS,
+    **{module: ["audit"] for module in ("_probe", "_trial", "_verdict")},
 }
 TESTS = OWN | GROUPS
 
@@ -91,8 +99,6 @@ def tests_of(module: str) -> list[str]:
     return [file for file in files if (ROOT / file).exists()]
 
 
-PRELOAD = ("jax", "optax", "pytest", "hypothesis", "flax.nnx", "equinox", "haiku", "torch")
-TIMEOUT = 900  # seconds; a mutant that hangs has been noticed
 SWAPS: dict[type, type] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
     ast.Pow: ast.Mult, ast.Mod: ast.Mult, ast.FloorDiv: ast.Mult,
@@ -153,8 +159,17 @@ def places(tree: ast.AST) -> Iterator[tuple[ast.AST, str, int | None]]:
                     yield from places(child)
 
 
-def mutants(source: str) -> Iterator[tuple[int, str, str]]:
-    """Line, what was changed, and the source of each mutant."""
+class Mutant(NamedTuple):
+    """A change: its line, its top-level function, what it is, and the whole module."""
+
+    line: int
+    function: str
+    what: str
+    tree: ast.Module
+
+
+def mutants(source: str) -> Iterator[Mutant]:
+    """Every mutant of a module."""
     tree = ast.parse(source)
     for parent, field, i in list(places(tree)):
         node = getattr(parent, field) if i is None else getattr(parent, field)[i]
@@ -167,84 +182,203 @@ def mutants(source: str) -> Iterator[tuple[int, str, str]]:
             else:
                 getattr(parent, field)[i] = child
 
-        put(ast.copy_location(new, node))
         before, after = (ast.unparse(x).split("\n")[0] for x in (node, new))
-        yield (
-            node.lineno,
-            f"{before}  →  {after}",
-            ast.unparse(ast.fix_missing_locations(tree)),
-        )
+        put(ast.copy_location(new, node))
+        broken = ast.fix_missing_locations(copy.deepcopy(tree))
         put(node)
+        yield Mutant(node.lineno, around(tree, node), f"{before}  →  {after}", broken)
 
 
-class Tests:
-    """Tests, as a plugin of pytest: those first that noticed something, up to a limit."""
+def around(tree: ast.Module, node: ast.AST) -> str:
+    """The top-level function or class that the node is in."""
+    for top in tree.body:
+        if isinstance(top, ast.FunctionDef | ast.ClassDef) and any(
+            x is node for x in ast.walk(top)
+        ):
+            return top.name
+    return ""
 
-    def __init__(self, files: list[str], limit: float) -> None:
-        self.files, self.limit = files, limit
+
+class Live:
+    """A module as it runs, whose functions take the bodies of a mutant's."""
+
+    def __init__(self, module: str) -> None:
+        name = f"optwd.{module.replace('/', '.')}"
+        self.module = importlib.import_module(name)
+        self.file = str(self.module.__file__)
+        self.tree = ast.parse(Path(self.file).read_text())
+        gc.collect()
+        self.functions: dict[tuple, list[types.FunctionType]] = {}
+        self.caches: list[Any] = []
+        jitted = type(jax.jit(_key))
+        for x in gc.get_objects():
+            kind = type(x)  # `isinstance` would wake the lazy modules of torch
+            if kind is types.FunctionType and x.__code__.co_filename == self.file:
+                self.functions.setdefault(_key(x.__code__), []).append(x)
+            elif kind is jitted and _is_own(x):
+                self.caches.append(x.clear_cache)
+            elif kind is functools._lru_cache_wrapper and _is_own(x):
+                self.caches.append(x.cache_clear)
+
+    def swap(self, tree: ast.Module) -> bool:
+        """Let the module be that of `tree`; False where nothing that lives would change."""
+        for clear in self.caches:
+            clear()
+        changed = False
+        new = types.ModuleType(self.module.__name__)
+        new.__dict__.update(__file__=self.file, __package__=self.module.__package__)
+        code = compile(tree, self.file, "exec")
+        exec(code, new.__dict__)
+        made = {_key(c): c for c in _codes(code)}
+        for key, functions in self.functions.items():
+            twin = _attribute(new, key[0])
+            for f in functions:
+                defaults = (f.__defaults__, f.__kwdefaults__)
+                if key in made and not _equal(f.__code__, made[key]):
+                    f.__code__, changed = made[key], True
+                if isinstance(twin, types.FunctionType):
+                    others = (twin.__defaults__, twin.__kwdefaults__)
+                    if _is_data(others) and others != defaults:
+                        f.__defaults__, f.__kwdefaults__ = others
+                        changed = True
+        for name, value in vars(new).items():
+            old = vars(self.module).get(name)
+            if name[:2] != "__" and _is_data(value) and _is_data(old) and value != old:
+                changed = True
+                for module in list(sys.modules.values()):
+                    if _is_ours(module.__name__) and vars(module).get(name) is old:
+                        setattr(module, name, value)
+        return changed
+
+
+def _key(code: types.CodeType) -> tuple:
+    return code.co_qualname, code.co_firstlineno
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant
+            yield from _codes(constant)
+
+
+def _equal(a: types.CodeType, b: types.CodeType) -> bool:
+    """Equal codes may differ in their columns."""
+    same = ("co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars")
+    pairs = list(zip(a.co_consts, b.co_consts, strict=False))
+    return (
+        all(getattr(a, field) == getattr(b, field) for field in same)
+        and len(a.co_consts) == len(b.co_consts)
+        and all(
+            _equal(x, y) if isinstance(x, types.CodeType) and isinstance(y, types.CodeType)
+            else (type(x), repr(x)) == (type(y), repr(y))
+            for x, y in pairs
+        )
+    )  # fmt: skip
+
+
+def _attribute(module: Any, qualname: str) -> Any:
+    """What has that name; None for what is inside of a function."""
+    for name in qualname.split("."):
+        module = getattr(module, name, None)
+    return module
+
+
+def _is_data(x: Any) -> bool:
+    if isinstance(x, tuple | list | set | frozenset):
+        return all(map(_is_data, x))
+    if isinstance(x, dict):
+        return all(map(_is_data, x.items()))
+    return isinstance(x, bool | int | float | str | None)
+
+
+def _is_own(jitted: Any) -> bool:
+    inner = jitted.__wrapped__
+    return _is_ours(getattr(getattr(inner, "func", inner), "__module__", ""))
+
+
+def _is_ours(name: str) -> bool:
+    return name.split(".")[0] in ("optwd", "tests")
+
+
+class Hunt:
+    """Every mutant, on the tests of its module; those first that noticed most."""
+
+    def __init__(self, chosen: dict[str, list[Mutant]], limit: float) -> None:
+        self.chosen, self.limit = chosen, limit
         self.seconds: dict[str, float] = {}
-        self.found: collections.Counter[str] = collections.Counter()
+        self.sound: dict[str, bool] = {}  # whether it passes as the code is
+        self.found: collections.Counter[tuple[str, str]] = collections.Counter()
 
-    def pytest_collection_modifyitems(self, session: Any, items: list) -> None:
-        self.session, seen = session, collections.Counter()
-        random.Random(0).shuffle(items)  # so that first cases are not all of one kind
+    def __call__(self, again: Again, items: list[Any]) -> None:
+        self.again, killed, tried = again, 0, 0
+        for module, mutants in self.chosen.items():
+            start, live = time.monotonic(), Live(module)
+            counts = collections.Counter(
+                self.outcome(live, module, mutant, items) for mutant in mutants
+            )
+            killed += counts["noticed"]
+            tried += counts["noticed"] + counts["survived"]
+            print(
+                f"{module}: killed {counts['noticed']} of "
+                f"{counts['noticed'] + counts['survived']}, {counts['not tried']} not "
+                f"tried, in {time.monotonic() - start:.0f} s",
+                flush=True,
+            )
+        print(f"killed {killed} of {tried}: {killed / max(tried, 1):.0%}")
 
-        def place(item: Any) -> tuple:
-            file, _, name = item.nodeid.partition("::")
-            seen[function := (file, name.split("[")[0])] += 1  # one case of each, then more
-            seconds = self.seconds.get(item.nodeid, 0)
-            if found := self.found[item.nodeid]:
-                return (0, seconds / found)
-            return (1, seconds > 1, self.files.index(file), seen[function])
-
-        items.sort(key=place)
-
-    def pytest_collectreport(self, report: Any) -> None:
-        self.failed = self.failed or report.failed
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.when == "call":
-            self.seconds[report.nodeid] = report.duration
-        if report.failed:
-            self.failed = report.nodeid
-        self.session.shouldstop = time.process_time() > self.limit and "time is up"
-
-    def run(self, project: Path) -> bool:
-        """Whether none fails, in a process of its own."""
-        fork = multiprocessing.get_context("fork")
-        end, other = fork.Pipe(duplex=False)
-        process = fork.Process(target=self._pytest, args=(project, other))
-        process.start()
-        other.close()
+    def outcome(self, live: Live, module: str, mutant: Mutant, items: list[Any]) -> str:
         try:
-            if not end.poll(TIMEOUT):
+            if not live.swap(mutant.tree):
+                outcome = "not tried"
+            else:
+                outcome = (
+                    "noticed" if self.noticed(live, mutant, module, items) else "survived"
+                )
+        except Exception:  # it cannot be imported
+            outcome = "noticed"
+        live.swap(live.tree)
+        if outcome != "noticed":
+            print(f"{outcome}: {module}.py:{mutant.line}: {mutant.what}", flush=True)
+        return outcome
+
+    def noticed(self, live: Live, mutant: Mutant, module: str, items: list) -> bool:
+        start = time.process_time()
+        for item in self.in_order(mutant, module, items):
+            begun = time.process_time()
+            fails = self.again.fails(item)
+            self.seconds[item.nodeid] = time.process_time() - begun
+            if fails:
+                if item.nodeid not in self.sound:
+                    live.swap(live.tree)
+                    self.sound[item.nodeid] = not self.again.fails(item)
+                    live.swap(mutant.tree)
+                if self.sound[item.nodeid]:
+                    self.found[item.nodeid, module] += 1
+                    self.found[item.nodeid, mutant.function] += 10
+                    return True
+            if time.process_time() - start > self.limit:
                 return False
-            self.failed, self.seconds = end.recv()
-        except EOFError:  # it crashed
-            return False
-        finally:
-            process.kill()
-            process.join()
-        if isinstance(self.failed, str):
-            self.found[self.failed] += 1
-        return not self.failed
+        return False
 
-    def _pytest(self, project: Path, end: Any) -> None:
-        import pytest
-
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
-        os.chdir(project)
-        sys.path.insert(0, str(project))
-        self.failed, self.session = None, None
-        self.limit += time.process_time()
-        options = ["-x", "-n0", "--tb=no", "-p", "no:cacheprovider"]
-        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        code = pytest.main([*options, *self.files], plugins=[self])
-        if code and not (self.session and self.session.shouldstop):
-            self.failed = self.failed or True
-        end.send((self.failed, self.seconds))
+    def in_order(self, mutant: Mutant, module: str, items: list) -> list:
+        files = [f"optwd/{module}.py", *tests_of(module)]
+        rank = {file: i for i, file in enumerate(files)}
+        seen: collections.Counter[str] = collections.Counter()
+        placed = []
+        for item in items:
+            file, name = item.nodeid.split("::", 1)
+            if file not in rank or not self.sound.get(item.nodeid, True):
+                continue
+            seen[function := f"{file}::{name.split('[')[0]}"] += 1
+            seconds = self.seconds.get(item.nodeid, 0.0)
+            found = self.found[item.nodeid, mutant.function]
+            found += self.found[item.nodeid, module]
+            if found:
+                placed.append(((0, seconds / found), item))
+            else:  # quick ones first; one case of each function, then more
+                placed.append(((1 + (seconds > 1), seen[function], rank[file]), item))
+        return [item for _, item in sorted(placed, key=lambda pair: pair[0])]
 
 
 def main() -> None:
@@ -271,53 +405,16 @@ def main() -> None:
     chosen = {}
     for module in lines:
         found = list(mutants((ROOT / "optwd" / f"{module}.py").read_text()))
-        found = [m for m in found if not lines[module] or str(m[0]) in lines[module]]
+        found = [m for m in found if not lines[module] or str(m.line) in lines[module]]
         if arguments.sample is not None and arguments.sample < len(found):
             found = random.Random(0).sample(found, arguments.sample)
         chosen[module] = found
     if arguments.list:
         for module, found in chosen.items():
-            print(*(f"{module}.py:{line}: {what}" for line, what, _ in found), sep="\n")
+            print(*(f"{module}.py:{m.line}: {m.what}" for m in found), sep="\n")
         return
-
-    killed = 0
-    with tempfile.TemporaryDirectory() as folder:
-        project = Path(folder) / "project"
-        leave = shutil.ignore_patterns(".git", "__pycache__", "out", "figures")
-        shutil.copytree(ROOT, project, ignore=leave)
-        os.environ |= {"PYTHONPATH": str(project), "JAX_PLATFORMS": "cpu"}
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/cache")
-        for name in PRELOAD:  # none of them starts JAX's threads, which a fork would lose
-            if importlib.util.find_spec(name.split(".")[0]):
-                importlib.import_module(name)
-        gc.freeze()  # what is loaded need not be searched in every run
-
-        files = {m: [f"optwd/{m}.py", *tests_of(m)] for m in chosen}
-        for module, found in chosen.items():
-            start, survivors = time.monotonic(), 0
-            path = project / "optwd" / f"{module}.py"
-            source = path.read_text()
-            tests = Tests(files[module], arguments.seconds)
-            if not tests.run(project):
-                raise SystemExit(f"{module}: a test fails as it is: {tests.failed}")
-            for line, what, broken in found:
-                path.write_text(broken)
-                # one of the same second and size would pass for the one before
-                Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
-                if tests.run(project):
-                    survivors += 1
-                    print(f"survived: {module}.py:{line}: {what}", flush=True)
-            path.write_text(source)
-            killed += len(found) - survivors
-            print(
-                f"{module}: killed {len(found) - survivors} of {len(found)} "
-                f"in {time.monotonic() - start:.0f} s",
-                flush=True,
-            )
-    total = sum(map(len, chosen.values()))
-    print(f"killed {killed} of {total}: {killed / max(total, 1):.0%}")
+    files = [file for m in chosen for file in (f"optwd/{m}.py", *tests_of(m))]
+    sys.exit(Again(Hunt(chosen, arguments.seconds)).run(list(dict.fromkeys(files))))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 - every dialect with a converted number walks the path of every other one;
 - big_vision's patterns: frozen leaves, schedules and multipliers of their own;
 - every argument of the moments reaches its place; timm's caution and its limits;
+- every option of torch's parameter groups, and Keras's patterns, without torch and Keras;
 - masks, odd leaves and low precision; nothing of the frameworks is imported.
 """
 
@@ -450,6 +451,83 @@ def test_masks_reach_the_decay(make, options):
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     assert updates["kernel"][0] < 0
     assert updates["bias"][0] == 0
+
+
+ADAM = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.3}
+GROUPS = {  # as torch writes them, no option at its default
+    "adam": ADAM | {"amsgrad": True, "maximize": True, "decoupled_weight_decay": False},
+    "adamw": ADAM | {"amsgrad": True, "maximize": True, "decoupled_weight_decay": True},
+    "sgd": {"lr": 0.1, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.3}
+    | {"nesterov": False, "maximize": True},
+    "sgd, nesterov": {"lr": 0.1, "momentum": 0.8, "dampening": 0.0, "weight_decay": 0.3}
+    | {"nesterov": True, "maximize": False},
+    "nadam": ADAM
+    | {"momentum_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
+    "radam": ADAM | {"decoupled_weight_decay": True, "maximize": True},
+}
+
+
+def walked(optimizer, gradients):
+    params, path = {"w": jnp.array([1.0, -2.0])}, []
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for g in gradients:
+        updates, state = update({"w": g}, state, params)
+        params = optax.apply_updates(params, updates)
+        path.append(params["w"])
+    return np.stack(path)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_every_option_of_a_parameter_group_is_taken_over(name, x64):
+    group, make = GROUPS[name], getattr(compat.torch, name.split(",")[0])
+    given = {k: v for k, v in group.items() if k in inspect.signature(make).parameters}
+    saved = {"state": {}, "param_groups": [group | {"params": [0], "foreach": None}]}
+    gradients = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)))
+    expected = walked(make(**given), gradients)
+    ours = compat.torch.optimizer_from(saved, {"w": "w"})
+    np.testing.assert_allclose(walked(ours, gradients), expected, rtol=1e-14)
+    ours = compat.torch.optimizer_from(saved, {"w": "w"}, lr=lambda t: 0.3)
+    expected = walked(make(**given | {"lr": 0.3}), gradients)
+    np.testing.assert_allclose(walked(ours, gradients), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "nadam", "radam"])
+def test_maximize_goes_up(name):
+    group, p = GROUPS[name] | {"params": [0], "maximize": True}, {"w": jnp.zeros(2)}
+    optimizer = compat.torch.optimizer_from({"param_groups": [group]}, {"w": "w"})
+    up, _ = optimizer.update({"w": jnp.array([1.0, -2.0])}, optimizer.init(p), p)
+    np.testing.assert_array_equal(np.sign(up["w"]), [1, -1])
+
+
+def test_a_state_dict_whose_numbers_are_strings():
+    """As JSON leaves it; names among the states need names among the params."""
+    moment = np.array([0.25, 0.5], np.float32)
+    run = {"step": 3.0, "exp_avg": moment, "exp_avg_sq": moment**2}
+    params, names = {"w": jnp.zeros(2)}, {"w": "w"}
+
+    def carried(key, member):
+        saved = {"state": {key: run}, "param_groups": [{"params": [member]}]}
+        return compat.torch.state_from(saved, params, names, optwd.adam(0.1))
+
+    for key, member in (("0", 0), (0, "0"), ("0", "0"), (0, 0), ("w", "w")):
+        np.testing.assert_array_equal(carried(key, member)[0].nu["w"], moment**2)
+    with pytest.raises(ValueError, match=r"state for \['w'\], which are not .* alike"):
+        carried("w", 0)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("bias", "^bias", "bias$", "^bias|scale$", "b.*_", "a$|^b", "(^bias|gamma)"),
+        *("(?i)BIAS", r"s\$", "^(bias|gamma)$", "[ab]$", r"\w_\w", "(?<=_)b"),
+    ],
+)
+def test_keras_excludes_what_re_search_finds(pattern):
+    names = ["kernel", "bias", "my_bias", "bias_1", "gamma", "beta", "scale", "a_b", "s$"]
+    tree = {"bias": dict.fromkeys(names, 1.0), "a_scale_b": {"kernel": 1.0}}
+    got = compat.keras.exclude_from_weight_decay([pattern]).tree(tree)
+    assert got["bias"] == {name: not re.search(pattern, name) for name in names}
+    assert got["a_scale_b"]["kernel"]  # the names of layers are not looked at
 
 
 # --- odd leaves ----------------------------------------------------------------------

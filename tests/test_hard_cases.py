@@ -305,3 +305,22 @@ def test_b2_that_rounded_to_one_names_the_way_out():
     optimizer = optax.inject_hyperparams(optwd.adamw)(0.1)
     with pytest.raises(ValueError, match="hyperparam_dtype"):
         optimizer.init(jnp.ones(2, jnp.bfloat16))
+
+
+def test_a_learning_rate_of_0_is_what_the_error_names():
+    with pytest.raises(ValueError, match=r"^learning_rate=0 leaves nothing to divide"):
+        optwd.adamw(0.0, scaled_by="schedule")
+    with pytest.raises(ValueError, match=r"^a learning rate of 0 .* give initial_lr"):
+        optwd.compat.composer.decoupled_adamw(0.0)
+    with pytest.raises(ValueError, match=r"^a learning rate of 0 .* give max_lr"):
+        optwd.compat.timm.adamw(0.0, corrected_weight_decay=True)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: optwd.decay.linear(0.1), optwd.scale_by_adam], ids=["decay", "moments"]
+)
+def test_a_float0_gradient_gives_zeros_in_the_dtype_of_its_parameter(make):
+    p, g = {"n": jnp.ones(2, jnp.int8)}, {"n": np.zeros(2, jax.dtypes.float0)}
+    u = first_update(make(), g, p)
+    assert u["n"].dtype == jnp.int8
+    np.testing.assert_array_equal(u["n"], 0)

@@ -4,7 +4,8 @@
 - RAdam's rectification against exact fractions;
 - bias correction for b up to 1 − 1e-8 and every count that an int32 holds;
 - zero gradients, eps = 0, overflow, and gradients through the update;
-- float16 and bfloat16 gradients, complex leaves, the dtype arguments.
+- float16 and bfloat16 gradients, complex leaves, the dtype arguments;
+- moments in bfloat16, AMSGrad's maximum among them, are rounded by the chance of the step.
 """
 
 import jax
@@ -65,6 +66,16 @@ def test_traced_hyperparameters_hold_to_1e_5():
     assert (
         np.abs(traced - np.asarray(reference.adam(gradients.astype(float)))).max() <= 1e-5
     )
+
+
+def test_traced_decays_on_both_sides_of_a_half():
+    """Against the float32 that a traced number is: to some ulp, for every b."""
+    b1, b2 = np.float32([0, 0.3, 0.5, 0.7, 0.9]), np.float32([0.3, 0, 0.5, 0.999, 0.9999])
+    gradients = normal(20, 8)
+    traced = jax.vmap(lambda b1, b2: directions_traced(b1, b2, gradients))
+    wide, pairs = gradients.astype(np.float64), zip(b1, b2, strict=True)
+    expected = [reference.adam(wide, *map(np.float64, pair)) for pair in pairs]
+    np.testing.assert_allclose(jax.jit(traced)(b1, b2), expected, rtol=3e-6)
 
 
 def directions_traced(b1, b2, gradients):
@@ -260,6 +271,29 @@ def test_an_accumulator_in_bfloat16_is_rounded_to_nearest(make):
         np.testing.assert_array_equal(np.float64(u), exact)  # the direction as stored
         assert state.trace.dtype == jnp.bfloat16
         np.testing.assert_array_equal(np.float64(state.trace), exact)
+
+
+def by_the_chance_of_step(x, t):
+    """A float32 in bfloat16: the golden ratio times `t`, added below the last bit."""
+    chance = np.uint32(t * 0x9E3779B9 % 2**32) >> 16
+    return ((np.float32(x).view(np.uint32) + chance) & np.uint32(0xFFFF0000)).view("f4")
+
+
+@pytest.mark.parametrize("make", [optwd.scale_by_amsgrad, optwd.scale_by_adam])
+def test_moments_in_bfloat16_are_rounded_by_the_chance_of_the_step(make):
+    narrow = {"mu_dtype": jnp.bfloat16, "nu_dtype": jnp.bfloat16}
+    transformation, gradients = make(0.75, 0.5, **narrow), normal(3, 512)
+    state = transformation.init(jnp.zeros(512))
+    m = v = w = np.zeros(512, np.float32)
+    for t, g in enumerate(gradients, 1):
+        _, state = transformation.update(jnp.asarray(g), state)
+        m = by_the_chance_of_step(0.75 * m + 0.25 * g, t)
+        v = by_the_chance_of_step(0.5 * v + 0.5 * g**2, t)
+        w = by_the_chance_of_step(np.maximum(w, v / (1 - 0.5**t)), t)
+        exact = {"mu": m, "nu": v} | ({"nu_max": w} if hasattr(state, "nu_max") else {})
+        for name, expected in exact.items():
+            same = np.float32(getattr(state, name)) == expected
+            assert same.mean() > 0.98, name  # to nearest it is some 0.9
 
 
 def test_moments_of_float64_are_float64(x64):

@@ -61,6 +61,8 @@ def peak(name: str, value: Any, learning_rate: ScalarOrSchedule) -> Any:
             f"a learning rate schedule needs {name}: the decay is scaled by "
             f"ηₜ/{name}, and no optimizer can know it from {learning_rate!r}."
         )
+    if value is None and _is_zero(learning_rate):
+        raise ValueError(f"a learning rate of 0 cannot divide the decay; give {name}.")
     return learning_rate if value is None else value
 
 
