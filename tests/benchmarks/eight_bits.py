@@ -5,8 +5,8 @@
 The moments are a prototype that lives here alone. 32 neighbours along the last axis but
 one share a scale; a moment is the cube of its code, m = s·(k/127)³ and √v = s·(k/255)³, so
 that small ones are still told apart; codes are rounded up or down by the chance of the
-step, as moments in bfloat16 are. It is compared with FlashOptim's code (arXiv 2602.23349:
-m = s·φ⁻¹(k/127) with φ(x) = 2x/(1 + |x|), and √v = s·k/255, both to nearest).
+step, as moments in bfloat16 are. It is compared with the code of FlashOptim (arXiv
+2602.23349): m = s·φ⁻¹(k/127) with φ(x) = 2x/(1 + |x|), and √v = s·k/255.
 
 - directions: their error over 1000 steps of gradients, beside moments in float32;
 - bytes: what one step reads and writes, compiled for an H200 and a TPU v5e;
@@ -61,7 +61,7 @@ class Format(NamedTuple):
 
 
 CUBES = Format(2 * (jnp.cbrt,), 2 * (lambda c: c * c * c,))
-FLASH = Format(
+PHI = Format(
     (lambda y: 2 * y / (1 + y), lambda y: y),
     (lambda c: c / (2 - c), lambda c: c),
     by_chance=False,
@@ -72,8 +72,8 @@ FORMATS = {
     "cubes": CUBES,
     "cubes, to nearest": CUBES._replace(by_chance=False),
     "cubes, scales in bfloat16": CUBES._replace(powers=False),
-    "FlashOptim's code, as published": FLASH,
-    "FlashOptim's code, by chance, v > 0": FLASH._replace(by_chance=True, least=1),
+    "φ and root, to nearest": PHI,
+    "φ and root, by chance, v > 0": PHI._replace(by_chance=True, least=1),
 }
 
 
