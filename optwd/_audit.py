@@ -83,7 +83,7 @@ def audit(
     - ``"coupled"``: what ``λθ`` added to the gradient gives, or what fades as gradients
       grow;
     - ``"entangled"``: none of these, and not the same for larger weights: LAMB, norms;
-    - ``"unclear"``: none of all that; ``figures`` says what was seen.
+    - ``"unclear"``: none of these; ``figures`` says what was seen.
 
     The runs are in float64 on the CPU. SGD without momentum is decoupled, since L2 in the
     gradient does the same there; its ``l2`` is 1.

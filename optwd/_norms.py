@@ -27,7 +27,7 @@ class ConstrainedState(NamedTuple):
       step: updates so far; int32 of shape ().
       multiplier: Λ ≥ 0 of each leaf, of shape () or of that of its stack; a tree like the
         parameters.
-      bound: κ, likewise; inf while a warm start has not taken it.
+      bound: κ, likewise; inf until the warm start takes it.
     """
 
     step: jax.Array
@@ -57,7 +57,7 @@ def scale_by_weight_norm(
 
     The learning rate after it is then the relative change of a matrix per step, as in LARS
     and LAMB, and, with `decay.to_norm` after that, its angle, as in AdamH. A decay before
-    it only turns the direction; see `decay.linear` for LAMB's.
+    it only turns the direction, as in LAMB.
 
     Args:
       mask: which leaves are rescaled; see `decay.linear`. A float multiplies the ratio,

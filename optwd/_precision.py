@@ -39,7 +39,7 @@ class ResidualState(NamedTuple):
 
 
 class KeyState(NamedTuple):
-    """What the chances of the next step are drawn from.
+    """What the random numbers of the next step are drawn from.
 
     Attributes:
       step: updates so far; int32 of shape ().
@@ -274,10 +274,10 @@ def round_stochastically(
     It costs noise, of at most half a spacing per step: if there is memory for one more
     buffer, `compensate_rounding` has none.
 
-    The chances come from the seed, the step, the leaf's place in the tree and the element's
-    place in its leaf, so the same seed gives the same run on any number of devices. Under
-    ``jax.vmap`` each member needs its own seed to have its own chances. Inside
-    ``jax.shard_map`` an element's place is that in the shard, so shards share chances.
+    The random numbers come from the seed, the step, the leaf's place in the tree and the
+    element's place in its leaf, so the same seed gives the same run on any number of
+    devices. Under ``jax.vmap`` each member needs its own seed. Inside ``jax.shard_map`` an
+    element's place is that in the shard, so shards share random numbers.
 
     Add the updates by ``optax.apply_updates``. A weight that shrinks to less than half in
     one step gets its update rounded to nearest if gradients are in low precision too.

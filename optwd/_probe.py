@@ -43,7 +43,7 @@ class Loop(NamedTuple):
     Attributes:
       init: from the parameters to whatever ``step`` keeps.
       step: ``step(params, gradients, state)`` returns the new parameters and the new state.
-        The parameters are to be taken as they come: `audit` holds them still.
+        ``params`` need not be what the last step returned: `audit` holds the weights still.
     """
 
     init: Callable[[Any], Any]

@@ -34,7 +34,7 @@ def monitor_rotation(
         rotation/group/rms = mean root mean square of θ
         rotation/group/angle_ratio = angle / `rates.equilibrium_angle`
         rotation/group/rms_ratio = rms / `rates.equilibrium_rms`
-        rotation/group/decay = what decay takes of the weights in this step
+        rotation/group/decay = the share of the weights that decay takes in this step
 
     averaged over the matrices of a group, with ``Δ`` the update that is about to be added.
     The predictions are those of AdamW at equilibrium, where what decay takes from a

@@ -45,13 +45,13 @@ def tabulate(
     Args:
       params: the parameters, or anything with their paths, shapes and dtypes. What is 0 is
         known of arrays that this process holds.
-      mask: who decays; see `decay.linear`.
+      mask: which leaves decay; see `decay.linear`.
       weight_decay: λ ≥ 0, a number; of a schedule, its value at the step in question.
       learning_rate: ηₜ ≥ 0, a number. None if the decay is not scaled by it.
 
     Returns:
       Text, the same for the same arguments. Where standard output is a terminal and rich
-      is installed (``pip install optwd[report]``), the same in colour.
+      is installed (``pip install optwd[report]``), the same in color.
 
     Raises:
       MaskError: as the mask; but not for leaves that are undecided.
