@@ -81,7 +81,7 @@ def train(optimizer, begin, params, state, epochs: range, bar):
 
 def draw(before: np.ndarray, after: dict[str, np.ndarray]):
     """Loss and norm, the mean over seeds."""
-    picture, panels = common.figure(2, 8, 3.2)
+    picture, panels = common.figure(2, 8, 3.6)
     colors = common.BLACK, common.BLUE, common.VERMILION, common.ORANGE
     begin = len(before)
     for panel, column, label in zip(
@@ -96,6 +96,12 @@ def draw(before: np.ndarray, after: dict[str, np.ndarray]):
         panel.axvline(begin, color="black", lw=0.6, ls=":")
         panel.set(xlabel="epoch; dotted: AdamH begins", ylabel=label)
     panels[1].legend(loc="upper right")
+    stays, measured, theory, _ = (path[-10:, :, 0].mean() for path in after.values())
+    picture.suptitle(
+        f"With AdamH at the measured angle the loss ends at {measured:.3f} nats, with "
+        f"AdamW at {stays:.3f},\nwith AdamH at the angle of independent gradients at "
+        f"{theory:.3f}"
+    )
     return picture
 
 

@@ -47,7 +47,7 @@ class Finding(NamedTuple):
     losses: np.ndarray  # on the test set: (lengths, decays, seeds)
     best: np.ndarray  # log₁₀ λ: (lengths, seeds); NaN where decay helps too little to tell
     slope: float  # of the best log λ over log steps: the mean over seeds
-    error: float  # and its standard error
+    error: float  # and its standard error, over seeds and about the line
 
 
 def repeated(data, key, rows):
@@ -121,8 +121,18 @@ def summary(losses: np.ndarray, decays: np.ndarray, lengths) -> Finding:
     ]
     if len(slopes) < 2:
         return Finding(losses, best, math.nan, math.nan)
-    error = np.std(slopes, ddof=1) / np.sqrt(len(slopes))
+    some = known.any(1)
+    about = off_line(x[some], np.nanmean(best[some], 1))
+    error = np.hypot(np.std(slopes, ddof=1) / np.sqrt(len(slopes)), about)
     return Finding(losses, best, float(np.mean(slopes)), float(error))
+
+
+def off_line(x: np.ndarray, y: np.ndarray) -> float:
+    """The standard error of a line's slope, by how far points are off it; 0 for two."""
+    if len(x) < 3:
+        return 0.0
+    off = y - np.polyval(np.polyfit(x, y, 1), x)
+    return float(np.sqrt(off @ off / (len(x) - 2) / np.sum((x - x.mean()) ** 2)))
 
 
 def means(finding: Finding) -> np.ndarray:

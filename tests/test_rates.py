@@ -252,6 +252,10 @@ def test_the_slope_of_run_lengths():
     assert (finding.slope, finding.error) == pytest.approx((-1, 0), abs=1e-9)
     np.testing.assert_allclose(finding.best[:, :2], vertex[:, :, 0] * np.ones(2))
     assert np.isnan(finding.best[:, 2]).all()
+    bent = np.array([0.0, 0.3, 0.0])  # a line through these is level, and off by .1, .2, .1
+    spread = np.sum(np.square([-1, 0, 1])) * np.log10(4) ** 2
+    error = run_length.off_line(np.log10(lengths), bent)
+    assert error == pytest.approx(np.sqrt((0.01 + 0.04 + 0.01) / spread))
     planned = run_length.plans(lengths)
     slopes = [run_length.slope_of(values, lengths) for values in planned.values()]
     assert slopes == pytest.approx([-1, -0.5, -0.473, 0])
