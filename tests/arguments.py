@@ -41,7 +41,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 import optwd
 from tests.rerun import Again
@@ -309,7 +308,7 @@ class Hunt:
         self.end = 0.0
 
     def pytest_collectreport(self, report: Any) -> None:
-        if self.spy.change is None:
+        if self.spy.change is None and report.nodeid.endswith(".py"):
             self.loaded.setdefault(report.nodeid, set()).update(self.spy.calls)
         self.spy.calls = set()
 
@@ -385,15 +384,16 @@ class Hunt:
             for test in tests:
                 if failed or time.process_time() > self.end:
                     return
-                if again.fails(test):
+                if again.fails(test) and test.nodeid in items:
                     self.spy.change = None  # does it pass without?
                     failed.extend([test] * (not self.fails(items[test.nodeid])))
                     self.spy.change = change
 
-        code = Again(work).run([file])
+        anew = Again(work)
+        anew.run([file])
         if before is not None:
             sys.modules[name] = before
-        return bool(failed) or code not in (0, pytest.ExitCode.NO_TESTS_COLLECTED)
+        return bool(failed) or anew.unloaded
 
 
 def main() -> None:

@@ -108,6 +108,16 @@ def nadam_with_momentum_decay(gradients, b1=0.9, b2=0.999, eps=1e-8, momentum_de
     return directions
 
 
+def nadam_one_correction(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0):
+    m, v, directions = 0.0, 0.0, []
+    for t, g in enumerate(gradients, start=1):
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * np.abs(g) ** 2
+        m_hat = (b1 * m + (1 - b1) * g) / (1 - b1**t)
+        directions.append(m_hat / (np.sqrt(v / (1 - b2**t) + eps_root) + eps))
+    return directions
+
+
 def trace_dampened(gradients, momentum, dampening):
     m, directions = None, []
     for g in gradients:

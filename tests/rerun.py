@@ -25,6 +25,7 @@ class Again:
 
     def __init__(self, work: Callable[["Again", list[Any]], None], *more: Any) -> None:
         self.work, self.more, self.failed = work, more, False
+        self.unloaded = False  # whether a file could not be loaded
         self.names: dict[str, dict[str, Any]] = {}  # in which a doctest runs
 
     def pytest_runtestloop(self, session: Any) -> bool:
@@ -33,6 +34,9 @@ class Again:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.failed = self.failed or report.failed
+
+    def pytest_collectreport(self, report: Any) -> None:
+        self.unloaded = self.unloaded or report.failed
 
     def fails(self, item: Any) -> bool:
         """Whether the test fails now."""

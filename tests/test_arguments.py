@@ -126,17 +126,19 @@ def test_the_defaults_of_an_optimizer(name, x64):
     """With gradients so small that ε = 1e-8 counts; every leaf decays, by 1e-4."""
     make, given, equation = MAKES[name]
     documented = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 0.0}
-    direction = direction_of(equation, documented)
+    cases = [((), direction_of(equation, documented))]
     if given is MOMENTUM:
-        direction = lambda gradients: gradients  # noqa: E731
-    assert_walks(
-        make(0.1),
-        direction,
-        lambda t: 0.1,
-        lambda k, t: 1e-4 * (name in COUPLED),
-        lambda k, t: 0.1 * 1e-4 * (name in DECOUPLED),
-        1e-7,
-    )
+        momentum = functools.partial(reference.trace, momentum=0.8)
+        cases = [((), lambda gradients: gradients), ((0.8,), momentum)]
+    for arguments, direction in cases:
+        assert_walks(
+            make(0.1, *arguments),
+            direction,
+            lambda t: 0.1,
+            lambda k, t: 1e-4 * (name in COUPLED),
+            lambda k, t: 0.1 * 1e-4 * (name in DECOUPLED),
+            1e-7,
+        )
 
 
 @pytest.mark.parametrize("name", [k for k in MAKES if "nesterov" not in k])

@@ -58,8 +58,9 @@ HYPERPARAMETERS = [
         (optwd.scale_by_adam, reference.adam),
         (lambda **h: optwd.scale_by_adam(**h, nesterov=True), reference.nadam),
         (optwd.scale_by_amsgrad, reference.amsgrad),
+        (optwd.compat.scale_by_nadam_one_correction, reference.nadam_one_correction),
     ],
-    ids=["adam", "nadam", "amsgrad"],
+    ids=["adam", "nadam", "amsgrad", "nadam, one correction"],
 )
 def test_directions(transformation, equation, hyperparameters, kind):
     gradients = GRADIENTS if kind == "real" else GRADIENTS * np.exp(1j * GRADIENTS[::-1])
