@@ -7,7 +7,7 @@ in the optimizer, beside what `rates.equilibrium_angle` and `rates.equilibrium_r
 Two networks put this to the test, each under two couplings:
 
 - digits: one hidden layer, labels of which 40 % are wrong;
-- manual: a small transformer that reads Python's manual byte by byte.
+- transformer: a small one that reads Python's manual byte by byte.
 
 The learning rate holds for half of the run, then falls to a tenth along a line. Decay that
 it scales falls with it, so that weights turn more slowly; decay that nothing scales stays,
@@ -128,7 +128,7 @@ def of_manual(seed: int, steps: int):
     return loss, params, (jnp.asarray(tokens),)
 
 
-NETWORKS = {"digits": of_digits, "manual": of_manual}
+NETWORKS = {"digits": of_digits, "transformer": of_manual}
 
 
 def ratios(run: Run, part: slice) -> np.ndarray:
@@ -178,7 +178,11 @@ def draw(runs: dict[tuple[str, str], Run], title: str):
                 last = is_last(matrix)
                 color = common.VERMILION if last else common.BLUE
                 axis.plot(
-                    t, values, color=color, lw=0.8, label="the last" * last or "within"
+                    t,
+                    values,
+                    color=color,
+                    lw=0.8,
+                    label=f"{'last' if last else 'inner'} matrices",
                 )
             axis.plot(t, predicted[row], "k--", lw=2, label="predicted")
             axis.set(xlabel="step", yscale="log")
@@ -219,12 +223,12 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], Run]:
 
     within, head, hidden, logits = (
         spread(runs, steps, network, last)
-        for network in ("manual", "digits")
+        for network in ("transformer", "digits")
         for last in (False, True)
     )
     finding = (
-        f"While η is held, matrices within the transformer turn by {within} times the "
-        f"predicted angle, its head by {head};\nin the digits network, which normalises "
+        f"While η is held, inner matrices of the transformer turn by {within} times the "
+        f"predicted angle, its head by {head};\nin the digits network, which normalizes "
         f"nothing, the hidden layer by {hidden}, the last by {logits}"
     )
     print(finding.replace("\n", " ") + ".")

@@ -210,7 +210,7 @@ def draw(log: list[dict], resumed: list[dict] | None, title: str):
             label = "resumed from a checkpoint" if start == starts[0] else None
             panel.axvline(start, color="black", lw=1, ls=":", label=label)
         panel.set(xlabel="step", xlim=(0, None))
-        panel.legend()
+        panel.legend(frameon=True, framealpha=1, edgecolor="none")
     left.set(ylabel="cross-entropy (nats per byte)")
     right.set(ylabel="decay ‖λθ‖ over Adam's step ‖û‖ (%)", ylim=(0, None))
     picture.suptitle(title)

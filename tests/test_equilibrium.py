@@ -289,8 +289,8 @@ def test_the_example(tmp_path, capsys):
     runs = equilibrium.main(["--quick", "--out", str(tmp_path)])
     assert (tmp_path / "equilibrium.png").stat().st_size > 10_000
     assert "While η is held" in capsys.readouterr().out
-    assert "head/kernel" in runs["manual", "nothing"].matrices
-    assert len(runs["manual", "nothing"].matrices) == 2 * 6 + 1
+    assert "head/kernel" in runs["transformer", "nothing"].matrices
+    assert len(runs["transformer", "nothing"].matrices) == 2 * 6 + 1
     assert len(runs["digits", "nothing"].matrices) == 2
     for (network, scaled_by), run in runs.items():
         assert np.isfinite(run.angle).all(), network
