@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> dict[str, optwd.Audit | str]:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "audit_tour.txt"
     with path.open("w", encoding="utf-8") as file:
-        Console(file=file, width=150).print(table)
+        Console(file=file, width=170).print(table)
     print(f"Wrote {path}")
     return audits
 
