@@ -346,6 +346,18 @@ def test_chances_are_those_of_the_hash():
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     got = _rounding.for_elements(jnp.asarray(words), (3, 5, 7))
     np.testing.assert_array_equal(got, x.reshape(3, 5, 7))
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    np.testing.assert_array_equal(_rounding.hashed(got), x.reshape(3, 5, 7))
+
+
+def test_a_sum_and_what_rounding_takes_from_it_are_exact():
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(2, 512)) * 2.0 ** rng.integers(-12, 12, (2, 512))).astype("f4")
+    total, lost = jax.jit(_rounding.two_sum)(x, y)
+    exact = x.astype(float) + y  # in float64, of numbers that are not too far apart
+    np.testing.assert_array_equal(np.float64(total) + np.float64(lost), exact)
+    assert np.count_nonzero(lost) > 100
 
 
 def test_chances_of_steps_are_multiples_of_the_golden_ratio():
