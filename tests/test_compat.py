@@ -576,7 +576,9 @@ def test_odd_leaves_and_low_precision(optimizer):
 DEFAULTS = {  # of frameworks that are seldom installed beside JAX, or are none
     compat.algoperf.nadamw: {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 0.0}
     | {"weight_decay": 0.0, "weight_decay_mask": None},
-    compat.paper.adamw: {"alpha": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
+    compat.paper.adamw: {"alpha": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+    | {"schedule_multiplier": 1.0, "mask": None},
+    compat.paper.sgdw: {"beta1": 0.9, "schedule_multiplier": 1.0, "mask": None},
     compat.tf_addons.adamw: {"learning_rate": 1e-3, "beta_1": 0.9, "beta_2": 0.999}
     | {"epsilon": 1e-7, "amsgrad": False},
     compat.tf_addons.sgdw: {"learning_rate": 1e-3, "momentum": 0.0, "nesterov": False},

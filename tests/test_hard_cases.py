@@ -200,6 +200,14 @@ def test_meta_gradient_at_zero_is_finite(entry: Entry):
         assert np.isfinite(gradient).all()
 
 
+def test_the_meta_gradient_where_the_next_weights_are_0():
+    """There `to_norm` returns the direction as it is."""
+    tx, p = optwd.decay.to_norm(radius=0.7), jnp.array([1.0, -2.0])
+    state = tx.init(p)
+    gradients = jax.grad(lambda u, p: tx.update(u, state, p)[0].sum(), (0, 1))(p, p)
+    np.testing.assert_array_equal(gradients, [[1, 1], [0, 0]])
+
+
 # --- steps ---------------------------------------------------------------------------
 
 
