@@ -211,6 +211,16 @@ def test_decay_var_list(name, decay_var_list, decayed):
     assert {k for k, u in updates.items() if u[0] == 0} == params.keys() - set(decayed)
 
 
+@pytest.mark.parametrize("make", [compat.tf_addons.adamw, compat.tf_addons.sgdw])
+def test_decay_var_list_of_an_optimizer(make):
+    params = {"kernel": jnp.ones(1), "bias": jnp.ones(1)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    for decay_var_list, decayed in ((None, "kernel bias"), (["ker*"], "kernel")):
+        optimizer = make(0.5, 0.1, decay_var_list=decay_var_list)
+        updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+        assert {k for k, u in updates.items() if u[0] == -0.5} == set(decayed.split())
+
+
 # --- every dialect against every other ----------------------------------------------
 
 # With ε = 0 it has no place, and all of these are one optimizer but for their decay.
@@ -349,6 +359,10 @@ def spelled_twice():
         "tf_addons.adamw, amsgrad": (
             tfa.adamw(0.01, eta, *three, True),
             decayed(keras.adam(eta, *three, True)),
+        ),
+        "tf_addons.extend_with_decoupled_weight_decay": (
+            tfa.extend_with_decoupled_weight_decay(optwd.adam(eta, *three), 0.01),
+            decayed(optwd.adam(eta, *three)),
         ),
         "tf_addons.sgdw": (tfa.sgdw(0.01, eta, 0.8), decayed(keras.sgd(eta, 0.8))),
         "tf_addons.sgdw, nesterov": (

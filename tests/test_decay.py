@@ -175,6 +175,17 @@ def test_vmap_and_donation(make, expected):
         )
 
 
+@pytest.mark.parametrize(
+    ("rate", "mask"), [(0.0, None), (0.1, False), (lambda t: jnp.float32(0.1), False)]
+)
+def test_a_leaf_without_decay_is_as_it_was_whatever_its_weights(rate, mask):
+    u, p = jnp.array([1.0, 2.0]), jnp.array([np.inf, np.nan])
+    for make in (decay.linear, decay.cautious, decay.proximal, optwd.add_l2):
+        transformation = make(rate, mask)
+        got, _ = transformation.update(u, transformation.init(p), p)
+        np.testing.assert_array_equal(got, u)
+
+
 # --- cautious ------------------------------------------------------------------------
 
 
