@@ -4,7 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +104,21 @@ def python(*args: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
     )
 
 
+def cases(each: Mapping[str, Any], quick: Collection[str]) -> list[Any]:
+    """A parameter for each case, a tuple for several; by default the quick ones run."""
+    assert set(quick) <= set(each)
+    return [
+        pytest.param(
+            *(values if isinstance(values, tuple) else (values,)),
+            id=name,
+            marks=[] if name in quick else pytest.mark.slow,
+        )
+        for name, values in each.items()
+    ]
+
+
 def each(entries: list[Entry], compiles: bool = False) -> pytest.MarkDecorator:
     """Run a test for each entry; one that compiles, by default for one of each kind."""
-    slow = {e for e in entries if compiles and e.name not in KINDS}
-    return pytest.mark.parametrize(
-        "entry",
-        [pytest.param(e, marks=[pytest.mark.slow] * (e in slow)) for e in entries],
-        ids=str,
-    )
+    named = {str(entry): entry for entry in entries}
+    quick = named.keys() & KINDS if compiles else named
+    return pytest.mark.parametrize("entry", cases(named, quick))

@@ -28,6 +28,7 @@ import pytest
 import optwd
 from optwd import decay, masks
 from tests import reference
+from tests.helpers import cases
 
 STEPS = 100
 RNG = np.random.default_rng(0)
@@ -71,7 +72,10 @@ RULES = {
         lambda a, p: reference.to_norm(np.linalg.norm(p)),
     ),
 }
-every_rule = pytest.mark.parametrize(("make", "expected"), RULES.values(), ids=RULES)
+every_rule, some_rules = (
+    pytest.mark.parametrize(("make", "expected"), cases(RULES, quick))
+    for quick in (RULES, {"linear", "constrained", "to_norm"})
+)
 
 
 def cast(x, dtype):
@@ -119,9 +123,7 @@ TOLERANCES = {"float64": 1e-13, "complex128": 1e-13, "float32": 2e-6}
 
 @every_rule
 @pytest.mark.parametrize(
-    "rate",
-    [pytest.param(0.1, id="number", marks=pytest.mark.slow), rate_schedule],
-    ids=[None, "schedule"],
+    "rate", cases({"number": 0.1, "schedule": rate_schedule}, {"schedule"})
 )
 def test_against_reference(make, expected, rate, x64):
     each = {dtype: trees(jnp.dtype(dtype)) for dtype in TOLERANCES}
@@ -138,7 +140,7 @@ def test_against_reference(make, expected, rate, x64):
             np.testing.assert_allclose(path, want, tolerance, tolerance, err_msg=name)
 
 
-@every_rule
+@some_rules
 def test_bfloat16_rounds_once(make, expected):
     """Each step from the rounded weights; the update is the exact one, rounded."""
     params, anchor, directions = (t["all"] for t in trees(jnp.bfloat16))
@@ -153,7 +155,7 @@ def test_bfloat16_rounds_once(make, expected):
         params = params - got
 
 
-@every_rule
+@some_rules
 def test_vmap_and_donation(make, expected):
     start, anchor, directions = trees(jnp.float32)
     transformation = make(0.1, MASK, anchor)

@@ -18,6 +18,7 @@ import optwd
 from optwd import _moments
 from optwd.compat import _moments as moments
 from tests import reference
+from tests.helpers import cases
 
 ULP = 2.0**-24  # half the spacing of float32 at 1: the rounding error of one operation
 
@@ -148,7 +149,9 @@ def test_float16_gradients(g, params):
     np.testing.assert_allclose(np.float64(u), np.sign(g), rtol=1.1e-4 + 2**-11)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "dtype", cases({"bfloat16": jnp.bfloat16, "float16": jnp.float16}, {"float16"})
+)
 def test_low_precision_gradients_inside_in_float32(dtype):
     rounded = jnp.asarray(normal(50), dtype)
     seen = []
@@ -399,8 +402,11 @@ def test_float8_parameters():
     np.testing.assert_allclose(np.float32(u), [-0.15, 0.2], rtol=2**-4)
 
 
-@pytest.mark.parametrize("b2", [0.999, 0.9999])
-@pytest.mark.parametrize("period", [1, 2, 3, 5, 8, 13])
+PERIODS = {str(n): n for n in (1, 2, 3, 5, 8, 13)}
+
+
+@pytest.mark.parametrize("b2", cases({".999": 0.999, ".9999": 0.9999}, {".999"}))
+@pytest.mark.parametrize("period", cases(PERIODS, {"1", "5", "8"}))
 def test_bfloat16_second_moments_of_periodic_gradients(period, b2):
     """The figures of the docstring: 2% (root mean square), and 9% in single steps."""
     n, steps = 64, 4000

@@ -15,6 +15,7 @@ from flax import nnx
 
 import optwd
 from optwd import decay, metrics, monitor, monitor_rounding
+from tests.helpers import cases
 
 PARAMS = {
     "embed": {"embedding": jnp.ones((10, 4), jnp.bfloat16)},
@@ -346,7 +347,10 @@ MEASURING = {
 }
 
 
-@pytest.mark.parametrize("name", MEASURING)
+QUICK = {"monitor", "decay.constrained", "compat.timm.adamw"}
+
+
+@pytest.mark.parametrize("name", cases({n: n for n in MEASURING}, QUICK))
 def test_pmap_measures_replicated_leaves_if_told_so(name):
     """Refused before and after: what was traced for one is not used for the other."""
     tx = MEASURING[name]

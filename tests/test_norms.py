@@ -27,6 +27,7 @@ import pytest
 import optwd
 from optwd import _measure, decay, masks
 from tests import reference
+from tests.helpers import cases
 
 STEPS = 100
 RNG = np.random.default_rng(0)
@@ -132,7 +133,9 @@ def sphere(learning_rate=0.02, **arguments):
     )
 
 
-@pytest.mark.parametrize("shape", [(3,), (40, 30)])
+@pytest.mark.parametrize(
+    "shape", cases({"vector": ((3,),), "matrix": ((40, 30),)}, {"matrix"})
+)
 def test_the_sphere_after_10_000_steps(shape):
     start = RNG.normal(size=shape).astype(np.float32)
     step = sphere().update
@@ -397,7 +400,11 @@ def with_numbers():
     }
 
 
-@pytest.mark.parametrize("name", with_numbers())
+NUMBERS = {name: name for name in with_numbers()}
+QUICK = {"constrained", "compensate_rounding"}  # one number per matrix, and per leaf
+
+
+@pytest.mark.parametrize("name", cases(NUMBERS, QUICK))
 def test_partitioned_linen_parameters(name):
     import flax.linen as nn
 
@@ -419,7 +426,7 @@ def test_partitioned_linen_parameters(name):
     assert all(np.isfinite(np.float32(u)).all() for u in jax.tree.leaves(updates))
 
 
-@pytest.mark.parametrize("name", with_numbers())
+@pytest.mark.parametrize("name", cases(NUMBERS, QUICK))
 def test_annotated_nnx_parameters(name):
     from flax import nnx
 

@@ -18,9 +18,10 @@ import pytest
 
 import optwd
 from optwd import _rounding
+from tests.helpers import cases
 
-NARROW = [jnp.bfloat16, jnp.float16]
-narrow = pytest.mark.parametrize("dtype", NARROW, ids=lambda d: d.__name__)
+NARROW = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
+narrow = pytest.mark.parametrize("dtype", cases(NARROW, {"bfloat16"}))
 RATE, DECAY = 1e-3, 0.1
 ONES = jnp.ones(64, jnp.bfloat16)
 
@@ -96,8 +97,8 @@ def test_decay_at_every_rate(dtype, rate):
     np.testing.assert_allclose(ratio, (1 - rate * DECAY) ** steps, rtol=1.1 * half_spacing)
 
 
-gradients_too = pytest.mark.parametrize(
-    "gradients", [None, pytest.param(jnp.float32, marks=pytest.mark.slow)]
+of_dtype = pytest.mark.parametrize(
+    "gradients", cases({"narrow": None, "wide": jnp.float32}, {"narrow"})
 )
 
 
@@ -105,7 +106,7 @@ gradients_too = pytest.mark.parametrize(
 
 
 @narrow
-@gradients_too
+@of_dtype
 def test_weight_and_residual_are_the_exact_sum(dtype, gradients):
     """For steps of every size, across zero, and for subnormal weights of float16."""
     rng, steps = np.random.default_rng(0), 300
@@ -123,7 +124,7 @@ def test_weight_and_residual_are_the_exact_sum(dtype, gradients):
 
 
 @narrow
-@gradients_too
+@of_dtype
 def test_unrolled_steps_equal_single_steps(dtype, gradients):
     """XLA keeps sums of bfloat16 in float32 within one program; nothing may hang on it."""
     exact, start = optwd.compensate_rounding(optax.identity()), normal(512, dtype)

@@ -18,6 +18,7 @@ import pytest
 import optwd
 from optwd import decay
 from tests import reference
+from tests.helpers import cases
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -82,13 +83,7 @@ def decayed(params, rho, rule=reference.linear):
 QUICK = ["optax.adafactor", "optax.lion", "optax.polyak_sgd", "optax.sgd"]
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(make, marks=[pytest.mark.slow] * (name not in QUICK), id=name)
-        for name, make in OPTIMIZERS.items()
-    ],
-)
+@pytest.mark.parametrize("make", cases(OPTIMIZERS, QUICK))
 def test_own_step_minus_the_decay(make):
     optimizer = optax.with_extra_args_support(make())
     both = optwd.with_weight_decay(make(), decay.linear(rate, MASK))

@@ -22,6 +22,7 @@ import pytest
 
 import optwd
 from optwd import compat, masks
+from tests.helpers import cases
 
 STEPS, CARRIED = 100, 50
 RNG = np.random.default_rng(0)
@@ -482,14 +483,11 @@ def plain(node):
     return [plain(x) for x in node] if isinstance(node, (tuple, list)) else np.asarray(node)
 
 
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
-        pytest.param(*pair, marks=[pytest.mark.slow] * (name not in QUICK), id=name)
-        for name, pair in OPTAX.items()
-    ],
-)
-@pytest.mark.parametrize("form", [lambda s: s, plain], ids=["state", "plain"])
+FORMS = {"state": lambda s: s, "plain": plain}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), cases(OPTAX, QUICK))
+@pytest.mark.parametrize("form", cases(FORMS, {"plain"}))
 def test_optax(theirs, ours, form, x64):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape)), PARAMS)
@@ -530,11 +528,7 @@ AROUND = {
 
 
 @pytest.mark.parametrize("name", AROUND)
-@pytest.mark.parametrize(
-    "form",
-    [pytest.param(lambda s: s, marks=pytest.mark.slow, id="state"), plain],
-    ids=[None, "plain"],
-)
+@pytest.mark.parametrize("form", cases(FORMS, {"plain"}))
 def test_optax_inside_of_what_is_around_it(name, form, x64):
     """Seven steps in Optax, perhaps one with a NaN, carried over after the fourth."""
     theirs, ours = (AROUND[name](make) for make in (optax.adamw, optwd.adamw))

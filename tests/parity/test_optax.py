@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import optwd
-from tests.helpers import enable_x64
+from tests.helpers import cases, enable_x64
 
 SHAPES = {"dense": {"kernel": (4, 3), "bias": (3,)}, "heads": [(2, 2, 2), ()]}
 MASK = {"dense": {"kernel": True, "bias": False}, "heads": [True, False]}
@@ -68,26 +68,16 @@ CASES = {
 }
 
 
-DTYPES = [
-    (name, dtype)
+RUNS = {
+    f"{name}, {dtype}": (name, dtype)
     for name in CASES
     for dtype in ("float64", "float32", "complex128")
     if dtype != "complex128" or name in ("adam", "nadam", "amsgrad", "adamw, schedule")
-]
-QUICK = {
-    *(("adamw", "float32"), ("adamw, schedule", "float64")),
-    *(("amsgrad", "float64"), ("adam", "complex128")),
 }
+QUICK = {"adamw, float32", "adamw, schedule, float64", "adam, complex128"}
 
 
-def slow_unless(quick, *values):
-    return pytest.param(*values, marks=() if quick else pytest.mark.slow)
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [slow_unless(case in QUICK, *case) for case in DTYPES],
-)
+@pytest.mark.parametrize(("name", "dtype"), cases(RUNS, QUICK))
 def test_equal_over_200_steps(name, dtype):
     ours, theirs, arguments = CASES[name]
     assert "optwd" not in inspect.getmodule(theirs).__name__  # the real one
@@ -103,10 +93,10 @@ def test_equal_over_200_steps(name, dtype):
         )
 
 
-MAKERS = ["adam", "adamw", "nadam", "nadamw", "amsgrad"]
+MAKERS = {name: name for name in ("adam", "adamw", "nadam", "nadamw", "amsgrad")}
 
 
-@pytest.mark.parametrize("make", [slow_unless(m == "adamw", m) for m in MAKERS])
+@pytest.mark.parametrize("make", cases(MAKERS, {"adamw"}))
 def test_mu_dtype(make):
     """In the dtype of the parameters: equal. In bfloat16: nearer to the unrounded moment.
 
