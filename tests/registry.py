@@ -123,11 +123,10 @@ OPTIMIZERS = [
 ALL = TRANSFORMATIONS + OPTIMIZERS
 DECAYS = [entry for entry in ALL if entry.decay]
 
-# one of each kind of state: moments, one that looks ahead, a count, anchors, numbers per
-# leaf, residuals, random words, and two chains of them
+# one of each kind of state: moments, a count, anchors, numbers per leaf, residuals, random
+# words, and a chain of them
 KINDS = {
-    *("scale_by_adam", "trace[nesterov]", "decay.linear", "decay.toward_init"),
-    *("decay.constrained", "compensate_rounding", "round_stochastically"),
-    *("adamw", "sgdw[nothing]"),
+    *("scale_by_adam", "decay.linear", "decay.toward_init", "decay.constrained"),
+    *("compensate_rounding", "round_stochastically", "adamw"),
 }
 assert {entry.name for entry in ALL} > KINDS

@@ -79,6 +79,7 @@ def test_every_leaf_keeps_its_own_rate(rate):
         np.testing.assert_allclose(u, expected, rtol=0, atol=5e-7)  # a few ulp of 4
 
 
+@pytest.mark.slow
 def test_eager_leaves_may_live_on_different_devices(tmp_path):
     script = """
 import jax, jax.numpy as jnp, optwd
