@@ -68,6 +68,7 @@ def test_bytes_of_a_step(dtype, name, each):
     assert gpu.moved(contestant) == each * (64 * 64 + 64) + 2 * 4 * len(counts)
 
 
+@pytest.mark.slow
 def test_every_row_of_costs_is_a_step():
     shapes = costs.named(blocks=1, d=2)
     for optimizers, dtype in ((costs.FLOAT32, "float32"), (costs.BFLOAT16, "bfloat16")):

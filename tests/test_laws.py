@@ -117,8 +117,15 @@ def test_bfloat16_parameters_with_float32_gradients_in_scan(entry: Entry):
     assert not any(np.isnan(np.float32(x)).any() for x in jax.tree.leaves(new[1]))
 
 
+RATES_OF_DTYPES = {
+    "JAX": jnp.float32(0.1),
+    "NumPy, wide": np.float64(0.1),
+    "NumPy": np.float32(0.1),
+}
+
+
 @every_decay
-@pytest.mark.parametrize("rate", [jnp.float32(0.1), np.float64(0.1), np.float32(0.1)])
+@pytest.mark.parametrize("rate", cases(RATES_OF_DTYPES, {"NumPy, wide"}))
 def test_the_dtype_of_a_rate_does_not_widen(entry: Entry, rate, x64):
     changes = {entry.decay: rate}
     if entry.optimizer:
@@ -231,7 +238,7 @@ def check_odd_tree(params, step, init):
     chex.assert_tree_all_finite(updates)
 
 
-@every
+@compiled
 def test_odd_trees(entry: Entry):
     transformation = entry.make()
     for params in ODD.values():

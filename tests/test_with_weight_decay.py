@@ -80,7 +80,7 @@ def decayed(params, rho, rule=reference.linear):
     )
 
 
-QUICK = ["optax.adafactor", "optax.lion", "optax.polyak_sgd", "optax.sgd"]
+QUICK = ["optax.lion", "optax.polyak_sgd", "optax.sgd"]
 
 
 @pytest.mark.parametrize("make", cases(OPTIMIZERS, QUICK))
