@@ -409,10 +409,7 @@ def _decay_and_learning_rate(
         )
     match scaled_by:
         case "learning_rate":
-            return (
-                decay.linear(weight_decay, mask),
-                scale_by_learning_rate(learning_rate),
-            )
+            return decay.linear(weight_decay, mask), scale_by_learning_rate(learning_rate)
         case "schedule":
             peak = _peak(learning_rate) if peak is None else peak
             weight_decay = rates.by_schedule(weight_decay, learning_rate, peak)
