@@ -9,9 +9,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from optwd import _dtypes, _paths, _probe, _verdict, masks
+from optwd import _dtypes, _measure, _paths, _probe, _verdict, masks
 from optwd._probe import Tree
 from optwd._trial import LeafAudit, Trial
 from optwd.compat import CONVENTIONS, Convention
@@ -279,12 +278,7 @@ def _zeros(params: Any) -> list[int]:
     return [
         i
         for i, x in enumerate(_paths.by_path(params).values())
-        if (
-            isinstance(x, np.ndarray)
-            or (isinstance(x, jax.Array) and x.is_fully_addressable)
-        )
-        and _dtypes.is_inexact(x)
-        and not np.any(np.asarray(x))
+        if _dtypes.is_inexact(x) and _measure.is_zero(x)
     ]
 
 

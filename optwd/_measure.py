@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from optwd import _dtypes, _paths, _rounding, masks
 from optwd._paths import PyTree
@@ -135,6 +137,14 @@ def share_lost(updates: PyTree, params: PyTree) -> jax.Array:
     ]
     elements = sum(jnp.size(p) for _, p in pairs)
     return _total(itertools.starmap(_lost, pairs)) / max(elements, 1)
+
+
+def is_zero(x: Any, axis: Any = None) -> np.ndarray | None:
+    """Whether an array is 0 along those axes; None where its values are not held here."""
+    known = isinstance(x, np.ndarray) or (
+        isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_fully_addressable
+    )
+    return np.asarray((x == 0).all(axis=axis)) if known else None
 
 
 def _total(numbers: Iterable[jax.Array]) -> jax.Array:

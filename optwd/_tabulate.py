@@ -8,13 +8,10 @@ import math
 import sys
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.core import Tracer
 
-from optwd import _check, _dtypes, _paths, masks, rates
+from optwd import _check, _dtypes, _measure, _paths, masks, rates
 from optwd._paths import Leaf
 from optwd.masks import MaskLike
 
@@ -180,15 +177,11 @@ def _zeros(rows: list[tuple[Leaf, float | None, str]], params: Any) -> list[str]
 
 def _zero(x: Any) -> str:
     """How much of a matrix or a stack is 0; empty if nothing is, or values are unknown."""
-    if isinstance(x, Tracer) or not isinstance(x, jax.Array | np.ndarray):
+    axes = tuple(range(1, len(x.shape))) if len(x.shape) > 2 else None
+    zero = _measure.is_zero(x, axes)
+    if zero is None or not zero.any() or not x.size:
         return ""
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return ""  # other processes would have to take part
-    axes = tuple(range(1, x.ndim)) if x.ndim > 2 else None
-    some = np.asarray(jnp.any(x != 0, axis=axes))
-    if not some.any():
-        return "all of it" if x.size else ""
-    return "" if some.all() else f"{np.sum(~some)} of {some.size} slices"
+    return "all of it" if zero.all() else f"{zero.sum()} of {zero.size} slices"
 
 
 _RIGHT = {"elements", "decay", "per step", "half-life"}
