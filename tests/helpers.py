@@ -18,6 +18,7 @@ import pytest
 from jax import export
 
 import optwd
+from optwd import _probe
 from tests.registry import KINDS, Entry
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -90,6 +91,14 @@ def written_and_read(function: Callable[..., Any], *args: Any) -> export.Exporte
     restored = export.deserialize(exported.serialize())
     assert restored.platforms == PLATFORMS
     return restored
+
+
+def quick() -> str:
+    """XLA's flags, in a process of many programs, to compile rather than to run quickly.
+
+    What is computed, where it lives and what is sent are the same.
+    """
+    return " ".join(f"--{name}={value}".lower() for name, value in _probe._quick().items())
 
 
 def python(*args: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

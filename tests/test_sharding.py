@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import python
+from tests.helpers import python, quick
 from tests.registry import ALL
 
 HERE = Path(__file__).parent
@@ -22,10 +22,10 @@ HERE = Path(__file__).parent
 
 @pytest.mark.slow
 def test_on_eight_devices():
-    eight = "--xla_force_host_platform_device_count=8"
+    flags = f"--xla_force_host_platform_device_count=8 {quick()}"
     options = ["-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"]
     file = str(HERE / "on_eight_devices.py")
-    run = python(*options, file, cwd=HERE.parent, JAX_PLATFORMS="cpu", XLA_FLAGS=eight)
+    run = python(*options, file, cwd=HERE.parent, JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
     passed = re.search(r"\n(\d+) passed in .*\Z", run.stdout.strip())  # nothing but passed
     assert passed, run.stdout + run.stderr
     assert int(passed[1]) > 2 * len(ALL)

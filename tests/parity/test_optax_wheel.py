@@ -13,7 +13,7 @@ import sys
 import optax
 import pytest
 
-from optwd import _probe
+from tests.helpers import quick
 from tests.parity.drop_in import NAMES
 
 BY_DESIGN = {
@@ -43,12 +43,10 @@ def test_optax_own_tests(tmp_path):
     if not files:
         pytest.skip(f"this build of Optax, {optax.__version__}, ships no tests")
     plugin = ["-p", "tests.parity.drop_in", "-p", "no:cacheprovider"]
-    # values to a few digits are compared, in very many programs: compile them quickly
-    quick = " ".join(f"--{name}={value}".lower() for name, value in _probe._quick().items())
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--tb=line", "-rfE", *plugin, *files],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": quick},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": quick()},
         capture_output=True,
         text=True,
         check=False,
