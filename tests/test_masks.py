@@ -499,6 +499,7 @@ def test_what_is_no_mask_is_an_error_at_once(mask, fix):
         (optax.constant_schedule(0.1), r"gives 0\.1 .* a schedule belongs to the rate"),
         (lambda p: jnp.float32(0.1), "gives Array.* a schedule belongs to the rate"),
         (["**/kernel"], r"0: .* got '\*\*/kernel'\. For patterns say masks\.path\."),
+        ([-1.0], r"0: .* got -1\.0\.$"),
         ({"**/kernel": True}, r"only in the mask: .*globs as keys say masks\.multipliers"),
         (lambda p: "**/kernel", r"gives '\*\*/kernel' .* patterns to masks\.path"),
     ],
