@@ -128,6 +128,8 @@ def test_weights_of_zero_and_steps_of_zero():
     assert measured(tx, -0.5 * one, one)["rotation/all/angle"] == 0  # only smaller
     assert math.isfinite(measured(tx, one, zero)["rotation/all/angle"])
     assert measured(tx, zero, zero)["rotation/all/rms"] == 0
+    alone = jnp.full((1, 1), 3.0)  # turned by 0 or by 180 degrees
+    assert measured(tx, alone, alone)["rotation/all/rms"] == 3
 
 
 @pytest.mark.parametrize("share", [-0.5, -1e-4, 0.25])
@@ -203,6 +205,7 @@ def test_ratios_are_one_at_equilibrium():
     [
         ({"groups": {"none": masks.ndim(3)}}, "the group 'none' has no leaves"),
         ({"stacked": "blocks/**"}, "'blocks/\\*\\*' matches no leaf"),
+        ({"b1": 1.0}, r"b1 must be in \[0, 1\), got 1"),
     ],
 )
 def test_what_cannot_be_measured(arguments, message):
@@ -232,6 +235,7 @@ def recorded(**values):
         ({"decay__ratio": math.nan}, ["decay/ratio is nan: gradients or weights"]),
         ({"rounding__lost": 0.97}, ["rounding/lost is 97%: these elements"]),
         ({"rotation__a__rms_ratio": 1.05, "rotation__a__decay": 1e-3}, []),
+        ({"rotation__a__rms_ratio": 3.0, "rotation__a__decay": 0.0}, []),
         (
             {"rotation__a__rms_ratio": 3.0, "rotation__a__decay": 1e-3},
             ["rotation/a: the weights are 3 times .* 1,845 steps away, more than the 100"],
@@ -248,6 +252,13 @@ def test_what_is_said(values, said):
     assert len(got) == len(said)
     for text, pattern in zip(got, said, strict=True):
         assert re.match(pattern, text), text
+
+
+def test_as_many_steps_as_are_needed_are_left():
+    state = recorded(rotation__a__rms_ratio=3.0, rotation__a__decay=1e-3)
+    (enough,), (short,) = (optwd.diagnose(state, steps_left=n) for n in (1845, 1844))
+    assert enough.endswith("about 1,845 steps away.")
+    assert "more than the 1,844 that are left" in short
 
 
 def test_the_steps_to_equilibrium():
