@@ -230,7 +230,7 @@ def recorded(**values):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"decay__ratio": 0.5, "rounding__lost": 0.1}, []),
+        ({"decay__ratio": 1.0, "rounding__lost": 0.5}, []),
         ({"decay__ratio": 1.5}, ["decay/ratio is 1.5: what it measures is larger"]),
         ({"decay__ratio": math.nan}, ["decay/ratio is nan: gradients or weights"]),
         ({"rounding__lost": 0.97}, ["rounding/lost is 97%: these elements"]),
@@ -245,6 +245,7 @@ def recorded(**values):
             ["rotation/b/angle is 0.01, 10 times slower than rotation/a/angle"],
         ),
         ({"rotation__a__angle": 0.1, "rotation__b__angle": 0.02}, []),
+        ({"rotation__a__angle": 0.1, "rotation__b__angle": 0.0}, []),
     ],
 )
 def test_what_is_said(values, said):
