@@ -42,7 +42,7 @@ MODULES = [
 ]
 OWN = {  # tests of each module, from the most specific to the most general
     "_audit": ["audit"],
-    "_check": ["laws", "rates", "decay", "hard_cases"],
+    "_check": ["laws", "rates", "decay", "hard_cases", "precision"],
     "_diagnose": ["rotation", "monitor", "tabulate"],
     "_dtypes": ["moments", "precision", "hard_cases", "laws"],
     "_l2": ["equations", "couplings", "laws"],

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optwd
-from tests.helpers import stepper, written_and_read
+from tests.helpers import written_and_read
 from tests.registry import ALL, Entry
 
 

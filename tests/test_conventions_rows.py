@@ -16,6 +16,7 @@ from optwd import decay, masks, rates
 from optwd.compat import algoperf, scale_by_adam_eps_hat
 from optwd.compat._recipes import RECIPES
 from tests.clients import common
+from tests.helpers import cases
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -309,7 +310,13 @@ def test_every_recipe_has_its_line():
     assert ROWS.keys() == {row.name for row in RECIPES} | {"optax.adafactor"}
 
 
-@pytest.mark.parametrize("name", ROWS)
+QUICK = {
+    *("nanochat", "praxis(l2_regularizer_weight)", "t5x.Adafactor", "optimi", "algoperf"),
+    *("emerging_optimizers(palm)", "bitsandbytes.Lion(0.49)", "schedule_free"),
+}
+
+
+@pytest.mark.parametrize("name", cases({name: name for name in ROWS}, QUICK))
 def test_fifty_steps(name):
     ours, theirs = ROWS[name]
     params = common.tree(LEAVES, None if "uon" in name else {"tall"})
