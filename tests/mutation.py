@@ -51,7 +51,7 @@ OWN = {  # tests of each module, from the most specific to the most general
         "parity/carried_over",
     ],
     "_learning_rate": ["couplings", "hard_cases", "laws", "conventions"],
-    "_measure": ["norms", "stacked_layers", "decay", "monitor"],
+    "_measure": ["norms", "rotation", "stacked_layers", "decay", "monitor"],
     "_moments": ["moments", "equations", "hard_cases", "laws"],
     "_monitor": ["monitor", "rotation"],
     "_optimizers": [
