@@ -23,7 +23,7 @@ import optax
 import pytest
 import run_length
 
-from optwd import decay, rates
+from optwd import decay, masks, rates
 from tests.test_decay import path_of
 
 ETA = optax.warmup_cosine_decay_schedule(0.0, 0.2, 10, 100)  # 0 at the first step
@@ -91,9 +91,33 @@ def test_products_keep_the_wider_precision(x64):
     assert rates.by_learning_rate(lambda t: 2, 3)(0) == 6  # integers pass
 
 
+def test_a_multiplier_of_the_mask_keeps_the_wider_precision(x64):
+    """0.3 in float64, times a schedule that is float32 under x64 as well."""
+    params, zero = {"w": np.ones(2)}, {"w": np.zeros(2)}
+    tx = decay.linear(lambda t: jnp.float32(0.07), masks.multipliers({"w": 0.3}))
+    u, _ = tx.update(zero, tx.init(params), params)
+    np.testing.assert_allclose(u["w"], 0.3 * float(np.float32(0.07)), rtol=4e-16)
+
+
 def test_without_x64_products_are_float32():
     rate = rates.by_schedule(0.3, optax.linear_schedule(0.06, 0.0, 100), 0.07)
     assert rate(7).dtype == jnp.float32
+
+
+def test_what_both_schedules_return_is_checked():
+    """The product of two negative numbers would be a rate like any other."""
+
+    def negative(t):
+        return -0.1
+
+    for rate, name in (
+        (rates.by_learning_rate(negative, negative), "learning_rate"),
+        (rates.by_schedule(negative, negative, 0.1), "learning_rate"),
+        (rates.by_learning_rate(negative, 0.1), "weight_decay"),
+        (rates.by_schedule(negative, 0.1, 0.1), "weight_decay"),
+    ):
+        with pytest.raises(ValueError, match=f"the schedule {name} at step 3 must be in"):
+            rate(3)
 
 
 def test_one_rate_in_two_places():
