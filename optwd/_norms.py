@@ -88,7 +88,8 @@ def scale_by_weight_norm(
         return masks.resolve(mask, params), _measure.depths(name, stacked, params)
 
     def init(params: Any) -> optax.EmptyState:
-        plan(params)  # a pattern that cannot be right fails here already
+        factors, _ = plan(params)  # a pattern that cannot be right fails here already
+        masks.warn_if_idle(name, mask, params, factors)
         return optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:

@@ -11,6 +11,7 @@
 - Resolution needs paths and shapes only, happens once per trace, and costs little of it.
 """
 
+import functools
 import json
 import pathlib
 import re
@@ -744,8 +745,13 @@ KERNEL_ONLY = {"Dense_0": {"kernel": jnp.ones((2, 2))}, "count": jnp.ones(2, int
 )
 def test_a_policy_that_chooses_nothing_warns_once(mask, said):
     text = rf"{said}.* chooses none of the leaves here: Dense_0/kernel\. .*mask=False"
-    for make in (optwd.adamw, optwd.add_l2, optwd.decay.toward_init):
-        optimizer = make(0.1, mask=mask)
+    for make in (
+        functools.partial(optwd.adamw, 0.1),
+        functools.partial(optwd.add_l2, 0.1),
+        functools.partial(optwd.decay.toward_init, 0.1),
+        optwd.scale_by_weight_norm,
+    ):
+        optimizer = make(mask=mask)
         with pytest.warns(UserWarning, match=text) as caught:
             state = optimizer.init(KERNEL_ONLY)
         assert len(caught) == 1
