@@ -425,6 +425,9 @@ def test_warm_start_of_0_takes_the_bound_at_once():
         jnp.ones(2), transformation.init(0), jnp.array([1.0, 3])
     )
     assert state.bound == 5
+    far = jnp.full(2, 1e25)  # whose squares are inf in float32, which says "not taken yet"
+    _, state = transformation.update(jnp.zeros(2), transformation.init(far), far)
+    assert state.bound == jnp.finfo(jnp.float32).max
 
 
 def test_bound_is_per_tensor():
@@ -584,7 +587,11 @@ def test_complex_anchors_of_real_weights_are_refused():
 
 @pytest.mark.parametrize("value", [-0.1, np.nan, np.inf])
 @pytest.mark.parametrize(
-    "make", [decay.linear, optwd.add_l2, decay.toward_init, optwd.sgdw, optwd.adam]
+    "make",
+    [
+        *(decay.linear, optwd.add_l2, decay.toward_init, optwd.sgdw, optwd.adam),
+        lambda rate: decay.constrained(warm_start=3, update_rate=rate),  # also before that
+    ],
 )
 def test_what_a_schedule_returns_is_checked(make, value):
     """The first value at init, also under jit and eval_shape; others if concrete."""

@@ -276,6 +276,16 @@ def test_low_precision_gradients_of_float32_weights(make, dtype):
     assert np.all(np.asarray(u) != 0)
 
 
+def test_float32_gradients_of_bfloat16_weights():
+    """The update is float32, and not rounded: adding it rounds once, to the weights."""
+    g, p = jnp.asarray([1e-3, -3e-2, 30.0]), jnp.asarray([1, -2, 3], jnp.bfloat16)
+    optimizer = optwd.adamw(0.1, weight_decay=0.1)
+    u, _ = optimizer.update(g, optimizer.init(p), p)
+    wide, _ = optimizer.update(g, optimizer.init(p), p.astype(jnp.float32))
+    assert u.dtype == jnp.float32
+    np.testing.assert_array_equal(u, wide)
+
+
 def test_a_gradient_of_none_at_the_root():
     optimizer = optwd.adam(0.1)
     with pytest.raises(ValueError, match="needs a tree of gradients, got None"):

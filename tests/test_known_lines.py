@@ -1,7 +1,8 @@
 """Decays of papers and frameworks that are one line here, by value over 50 steps.
 
-- DINO's weight decay rises along a cosine; LAMB decays inside its trust ratio; Huber and
-  p-norm decay are one rule each; gains whose neutral value is 1 decay towards 1.
+- DINO's weight decay rises along a cosine; LAMB decays inside its trust ratio; SODA's
+  falls as one over the step; Huber and p-norm decay are one rule each; gains whose neutral
+  value is 1 decay towards 1, said by the number as well as by a tree.
 - To 1e-12 in float64; DINO to 1e-7, for Optax's schedules compute in float32.
 """
 
@@ -12,7 +13,7 @@ import optax
 import pytest
 
 import optwd
-from optwd import decay
+from optwd import decay, rates
 from tests import reference
 from tests.clients import common
 
@@ -59,6 +60,18 @@ def test_lamb_decays_inside_its_trust_ratio():
     assert difference(ours, lamb) < 1e-12
 
 
+def test_soda_decays_towards_the_start_ever_more_slowly():
+    def trajectory(path, theta, gradients):  # beside the step of its base, at 1/(t + 2)
+        start = theta
+        for t, u in enumerate(reference.adam(gradients)):
+            theta = theta - LR * u - (theta - start) / (t + 2)
+            yield theta
+
+    shrinking = decay.toward_init(rates.inverse_time(1.0, offset=1))
+    ours = optwd.with_weight_decay(optwd.adam(LR), shrinking)
+    assert common.largest_difference(ours, common.tree(LEAVES), trajectory) < 1e-12
+
+
 def test_huber_decay_is_bounded():
     def huber(u, theta, t):
         return u + LAM * np.sign(theta) * np.minimum(np.abs(theta), 0.5)
@@ -77,5 +90,6 @@ def test_p_norm_decay():
 
 def test_gains_decay_towards_one():
     ones = jax.tree.map(jnp.ones_like, common.tree(LEAVES))
-    ours = after_adam(decay.toward(ones, LAM))
-    assert difference(ours, lambda u, theta, t: u + LAM * (theta - 1)) < 1e-12
+    for one in (1, ones):
+        ours = after_adam(decay.toward(one, LAM))
+        assert difference(ours, lambda u, theta, t: u + LAM * (theta - 1)) < 1e-12

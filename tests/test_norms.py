@@ -411,7 +411,8 @@ def test_partitioned_linen_parameters(name):
     tx = with_numbers()[name]
     mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = nn.with_partitioning(nn.initializers.ones, (None, "model"))
-    model = nn.Dense(4, kernel_init=spec)
+    along = nn.with_partitioning(nn.initializers.ones, ("model",))
+    model = nn.Dense(4, kernel_init=spec, bias_init=along)
     params = model.init(jax.random.key(0), jnp.ones((2, 3)))["params"]
     params["kernel"] = params["kernel"].replace_boxed(
         params["kernel"].value.astype(jnp.bfloat16)
@@ -434,7 +435,9 @@ def test_annotated_nnx_parameters(name):
     mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
         spec = nnx.with_partitioning(nnx.initializers.ones, (None, "model"))
-        model = nnx.Linear(3, 4, kernel_init=spec, rngs=nnx.Rngs(0))
+        along = nnx.with_partitioning(nnx.initializers.ones, ("model",))
+        rngs = nnx.Rngs(0)
+        model = nnx.Linear(3, 4, kernel_init=spec, bias_init=along, rngs=rngs)
         model.kernel.set_value(model.kernel.get_value().astype(jnp.bfloat16))
         optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
         optimizer.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))

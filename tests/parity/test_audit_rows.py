@@ -149,6 +149,8 @@ def test_the_package_does_what_its_row_says(name):
     if name != "schedule_free":
         assert name in found.like
         return
+    row = CONVENTIONS[name]
+    assert (row.acts_on, row.scaled_by) == ("z", "learning rate")  # as is shown below
     assert found.like == ()  # no other row decays z by y
     for leaf in found.leaves.values():
         # z −= ηλy in every step, y = .9x + .1z, x the mean of all z; y held still

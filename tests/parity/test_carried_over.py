@@ -520,6 +520,9 @@ AROUND = {
     "inject": lambda make: injected(make, learning_rate=0.1),
     "inject, scheduled": lambda make: injected(make, learning_rate=linear),
     "named_chain": lambda make: named(make(linear)),
+    "partition": lambda make: optax.partition(
+        {"ours": make(linear), "fixed": optax.set_to_zero()}, {"w": "ours"}
+    ),
     "apply_if_finite": lambda make: optax.apply_if_finite(make(linear), 2),
     "nested": lambda make: optax.apply_if_finite(
         optax.MultiSteps(named(injected(make, learning_rate=linear)), 3), 2
@@ -527,7 +530,7 @@ AROUND = {
 }
 
 
-@pytest.mark.parametrize("name", AROUND)
+@pytest.mark.parametrize("name", cases({n: n for n in AROUND}, {*AROUND} - {"partition"}))
 @pytest.mark.parametrize("form", cases(FORMS, {"plain"}))
 def test_optax_inside_of_what_is_around_it(name, form, x64):
     """Seven steps in Optax, perhaps one with a NaN, carried over after the fourth."""
