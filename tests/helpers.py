@@ -30,6 +30,19 @@ def enable_x64(on: bool = True) -> contextlib.AbstractContextManager:
     return module.enable_x64(on)
 
 
+def pictures(monkeypatch: pytest.MonkeyPatch, example: Any) -> list[Any]:
+    """Takes every picture that the example draws from here on."""
+    drawn, draw = [], example.draw
+    monkeypatch.setattr(example, "draw", lambda *a: drawn.append(draw(*a)) or drawn[-1])
+    return drawn
+
+
+def named(picture: Any) -> set[str]:
+    """What the legends of a picture and of its panels name."""
+    legends = [*picture.legends, *(panel.get_legend() for panel in picture.axes)]
+    return {text.get_text() for x in legends if x for text in x.get_texts()}
+
+
 def stepper(transformation: optax.GradientTransformation) -> Callable[..., Any]:
     """One step on (params, state, gradients); the updates are added, whatever they mean."""
 

@@ -34,7 +34,7 @@ import pytest
 import trace_2d
 from sklearn.datasets import load_digits
 
-from tests import reference
+from tests import helpers, reference
 from tests.helpers import cases, python
 
 EXAMPLES = Path(compare_decay.__file__).parent
@@ -166,7 +166,8 @@ def test_files_that_cannot_be_used_are_refused(text, option, message, tmp_path, 
 
 
 @pytest.mark.slow
-def test_landscape(tmp_path):
+def test_landscape(tmp_path, monkeypatch):
+    drawn = helpers.pictures(monkeypatch, landscape)
     panels = landscape.main(["--quick", "--out", str(tmp_path / "pictures")])
     assert list(panels) == [(s, f) for s in landscape.STARTS for f in landscape.FORMS]
 
@@ -183,6 +184,11 @@ def test_landscape(tmp_path):
         by_schedule = panels[start, landscape.BY_SCHEDULE].slope
         assert abs(by_schedule - by_rate - 1) < 0.2
 
+    (picture,) = drawn
+    assert picture.get_suptitle()
+    dot, line = sorted(helpers.named(picture))
+    assert dot.startswith("best λ of one seed")
+    assert line.startswith("inside the line: error below")
     assert (tmp_path / "pictures" / "landscape.png").stat().st_size > 20_000
 
 
@@ -202,7 +208,8 @@ def test_the_slope_of_a_landscape():
 
 
 @pytest.mark.slow
-def test_grokking(tmp_path):
+def test_grokking(tmp_path, capsys, monkeypatch):
+    drawn = helpers.pictures(monkeypatch, grokking)
     curves = grokking.main(["--quick", "--out", str(tmp_path / "pictures")])
     assert list(curves) == list(grokking.OPTIMIZERS)
 
@@ -223,6 +230,11 @@ def test_grokking(tmp_path):
     assert (adamw < toward_init).all()
     assert (toward_init <= 1000).all()
 
+    assert "> 1000, > 1000" in capsys.readouterr().out  # as far as it was looked for
+    (picture,) = drawn
+    assert "after 1000 steps without decay" in picture.get_suptitle()
+    assert len(picture.axes) == 1  # the training half is a line, not a panel
+    assert helpers.named(picture) == {*grokking.OPTIMIZERS, "training, mean of all"}
     assert (tmp_path / "pictures" / "grokking.png").stat().st_size > 20_000
 
 

@@ -35,7 +35,7 @@ import train_sharded
 from jax.sharding import AxisType
 
 import optwd
-from tests import on_two_processes
+from tests import helpers, on_two_processes
 from tests.on_eight_devices import REDUCED_NUMBERS
 
 STEPS = 40
@@ -146,7 +146,8 @@ def test_one_device_takes_over_from_eight(eight, capsys):
 
 
 @pytest.mark.slow
-def test_it_starts_anew_and_shows_a_resume(tmp_path, capsys):
+def test_it_starts_anew_and_shows_a_resume(tmp_path, capsys, monkeypatch):
+    drawn = helpers.pictures(monkeypatch, train_sharded)
     few = "--quick", "--steps", "20", "--out", str(tmp_path)
     train_sharded.main([*few])
     log = train_sharded.main([*few, "--fresh", "--interrupted"])
@@ -156,6 +157,11 @@ def test_it_starts_anew_and_shows_a_resume(tmp_path, capsys):
     assert "Stopped after step 15\nResuming from step 10 of 20" in printed
     assert "resumed, it ends at the same weights bit for bit" in printed
     assert len(set(digest(printed))) == 1
+    before, after = map(helpers.named, drawn)
+    both = {"unseen topics, resumed", "AdamW, resumed", "resumed from a checkpoint"}
+    assert both <= after
+    assert not both & before
+    assert "Stopped after step 15 and resumed" in drawn[1].get_suptitle()
 
 
 @pytest.mark.slow

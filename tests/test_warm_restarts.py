@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import warm_restarts
 
-from tests import reference
+from tests import helpers, reference
 from tests.helpers import path_of
 
 CYCLES = (1, 2, 4)
@@ -61,10 +61,15 @@ def test_each_restart_is_hot_and_has_its_own_decay():
 
 
 @pytest.mark.slow
-def test_example(tmp_path, capsys):
+def test_example(tmp_path, capsys, monkeypatch):
+    drawn = helpers.pictures(monkeypatch, warm_restarts)
     accuracy = warm_restarts.main(["--quick", "--out", str(tmp_path)])
     assert "λ of that cycle" in capsys.readouterr().out
     assert (tmp_path / "warm_restarts.png").stat().st_size > 10_000
+    (picture,) = drawn
+    assert picture.get_suptitle()
+    alone = {"no restarts", "AdamW, no restarts", "SGDW, no restarts"}
+    assert alone | {"with restarts", "restart", "AdamWR", "SGDWR"} == helpers.named(picture)
     assert accuracy["AdamWR"][-1] > 0.88
     for name in ("AdamWR", "SGDWR"):
         assert np.all(np.diff(accuracy[name]) > 0.02)
