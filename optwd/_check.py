@@ -95,6 +95,16 @@ def need_params(name: str, params: Any) -> None:
         )
 
 
+def need_state(name: str, state: Any, kind: type[Any]) -> None:
+    """Raise if `update` was given the state of something else."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"{name}: the state is of type {type(state).__name__}, not {kind.__name__}. It "
+            "must come from `init` of this optimizer; compat.optax.state_from takes over "
+            "that of an Optax optimizer."
+        )
+
+
 def is_real(value: Any) -> bool:
     """Whether `value` is a number or an array of numbers, and not complex."""
     numbers = (int, float, np.generic, np.ndarray, jax.Array)

@@ -140,12 +140,7 @@ def transformation(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del extra
-        if not isinstance(state, state_type):
-            raise TypeError(
-                f"{name}: the state is of type {type(state).__name__}, not "
-                f"{state_type.__name__}. It must come from `init` of this optimizer; "
-                "compat.optax.state_from takes over that of an Optax optimizer."
-            )
+        _check.need_state(name, state, state_type)
         if factors is not None:
             _check.need_params(name, params)
         now = None if clock is None else increment(getattr(state, clock))

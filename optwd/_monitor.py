@@ -122,6 +122,7 @@ def _monitored(
         return MonitorState(init_inner(params), measured(zero, zero))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        _check.need_state(kind, state, MonitorState)
         before, new, inner = both(updates, state.inner, params, extra)
         _shards.refuse(f"{kind} {name!r}", before, new)
         metrics = measured(_measure.norm(before), _measure.distance(new, before))

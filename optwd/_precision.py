@@ -182,6 +182,7 @@ def compensate_rounding(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         _check.need_params("compensate_rounding", params)
+        _check.need_state("compensate_rounding", state, ResidualState)
         check(state.residual, params)
         updates = _without_float0(updates, params)
         u, new = inner.update(_widened(updates), state.inner, params, **extra)
@@ -314,6 +315,7 @@ def round_stochastically(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         _check.need_params("round_stochastically", params)
+        _check.need_state("round_stochastically", state, KeyState)
         updates = _without_float0(updates, params)
         u, new = inner.update(_widened(updates), state.inner, params, **extra)
         places = len(jax.tree.leaves(u, is_leaf=_is_none))

@@ -88,6 +88,7 @@ def monitor_rotation(
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del extra
         _check.need_params("monitor_rotation", params)
+        _check.need_state("monitor_rotation", state, MonitorState)
         _shards.refuse("monitor_rotation", updates, params)
         now: tuple[Any, Any] = (
             _check.at_step("learning_rate", eta, state.inner),

@@ -292,12 +292,21 @@ def test_a_gradient_of_none_at_the_root():
         optimizer.update(None, optimizer.init(jnp.ones(2)), jnp.ones(2))
 
 
-def test_the_state_of_another_optimizer():
-    p = jnp.ones(2)
-    with pytest.raises(
-        TypeError, match=r"EmptyState, not DecayState.*compat.optax.state_from"
-    ):
-        optwd.adamw(0.1).update(p, optax.adamw(0.1).init(p), p)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: x, "decay.linear: the state is of type EmptyState, not DecayState"),
+        (optwd.compensate_rounding, "compensate_rounding: .* tuple, not ResidualState"),
+        (lambda x: optwd.round_stochastically(x, 0), "round_stochas.* tuple, not KeyState"),
+        (lambda x: optwd.monitor(x, "all"), "monitor: .* tuple, not MonitorState"),
+        (lambda x: optwd.monitor_decay(x), "monitor_decay: .* tuple, not MonitorState"),
+        (lambda x: optwd.monitor_rotation(0.1, 0.1), "monitor_rotation: .* not Monitor"),
+    ],
+)
+def test_the_state_of_another_optimizer(make, message):
+    p, tx = jnp.ones(2), make(optwd.adamw(0.1))
+    with pytest.raises(TypeError, match=f"{message}.*compat.optax.state_from"):
+        tx.update(p, optax.adamw(0.1).init(p), p)
 
 
 @pytest.mark.parametrize(
