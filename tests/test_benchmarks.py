@@ -2,9 +2,11 @@
 
 - `gpu`: every optimizer is within its bound, and one that is not ends the script; a step's
   bytes are those of its parameters, state and gradients; every contestant has its row.
+- `accuracy`: float32 weights take low-precision gradients as exactly as it says.
 - `costs`: whatever has a row can take a step; the title of the picture is what was found.
 """
 
+import accuracy
 import costs
 import gpu
 import jax
@@ -49,6 +51,14 @@ def test_gpu_ends_with_an_optimizer_that_is_wrong(tables, monkeypatch):
     monkeypatch.setattr(gpu, "time_tree", lambda *_: [])
     with pytest.raises(SystemExit, match="further from float64 than allowed: nadam"):
         gpu.main(["--quick", "--trees", "tiny"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_accuracy_with_gradients_of_low_precision(dtype):
+    bounds = {what: limit for what, limit, _ in accuracy.ROWS}
+    error = accuracy.narrow_gradients(jnp.dtype(dtype))["optwd"]
+    assert error <= bounds[f"{dtype} gradients, float32 weights"] == 1e-6
 
 
 BYTES = {
