@@ -251,6 +251,9 @@ def test_the_domain_is_in_the_docstring():
     assert "up to 1.8e19" in said
     assert "Clip, or wrap the optimizer in ``optax.apply_if_finite``" in said
     assert "within 1e-5 for ``b2 = 0.999``" in said  # where b is traced
+    said = " ".join(optwd.decay.constrained.__doc__.split())
+    assert "weights at most halve in a step" in said
+    assert "1, which is made for initial weights of common size" in said
     said = " ".join(optwd.decay.__doc__.split())
     assert "After the sign flip the weights grow" in said
     assert "with_weight_decay" in said

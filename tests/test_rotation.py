@@ -127,6 +127,7 @@ def test_weights_of_zero_and_steps_of_zero():
     for got in measured(tx, math.nan * one, one), measured(tx, one, math.nan * one):
         assert math.isnan(got["rotation/all/angle"])  # which is not 0
         assert math.isnan(got["rotation/all/angle_ratio"])
+    assert math.isnan(got["rotation/all/rms"])
     assert measured(tx, zero, one)["rotation/all/angle"] == 0
     assert measured(tx, -0.5 * one, one)["rotation/all/angle"] == 0  # only smaller
     assert math.isfinite(measured(tx, one, zero)["rotation/all/angle"])
