@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import optax
 
+from optwd._precision import in_float32
+
 
 def with_weight_decay(
     optimizer: optax.GradientTransformation, decay: optax.GradientTransformation
@@ -24,7 +26,9 @@ def with_weight_decay(
       decay: a transformation of the descent direction, such as those in `decay`.
 
     Returns:
-      An optimizer that accepts the extra arguments of both.
+      An optimizer that accepts the extra arguments of both. Its updates have the wider
+      dtype of the optimizer's own and the parameter, so that a decay is not lost beside a
+      step in low precision.
 
     Raises:
       ValueError: as the decay does.
@@ -43,4 +47,6 @@ def with_weight_decay(
                 f"with_weight_decay: {name} must be a transformation, got {part!r}; write "
                 "with_weight_decay(optax.lion(1e-4), decay.linear(1e-5))."
             )
-    return optax.chain(optimizer, optax.scale(-1), decay, optax.scale(-1))
+    # The sign flip is where the update takes the wider dtype of the step and the weights.
+    flip = in_float32(optax.scale(-1))
+    return optax.chain(optimizer, flip, decay, optax.scale(-1))

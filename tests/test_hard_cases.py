@@ -279,10 +279,19 @@ def test_low_precision_gradients_of_float32_weights(make, dtype):
     assert np.all(np.asarray(u) != 0)
 
 
+def test_decay_beside_the_low_precision_step_of_another_optimizer():
+    """Optax rounds its step; a decay of 1e-4 of that is not rounded away."""
+    p, g = jnp.asarray([1.0, -2.0, 3.0]), jnp.ones(3, jnp.bfloat16)
+    optimizer = optwd.with_weight_decay(optax.sgd(1.0), optwd.decay.linear(1e-4))
+    u, _ = optimizer.update(g, optimizer.init(p), p)
+    assert u.dtype == jnp.float32
+    np.testing.assert_allclose(u, -1 - 1e-4 * p, rtol=1e-6)
+
+
 def test_float32_gradients_of_bfloat16_weights():
     """The update is float32, and not rounded: adding it rounds once, to the weights."""
     g, p = jnp.asarray([1e-3, -3e-2, 30.0]), jnp.asarray([1, -2, 3], jnp.bfloat16)
-    optimizer = optwd.adamw(0.1, weight_decay=0.1)
+    optimizer = optwd.sgdw(0.1, weight_decay=0.1)
     u, _ = optimizer.update(g, optimizer.init(p), p)
     wide, _ = optimizer.update(g, optimizer.init(p), p.astype(jnp.float32))
     assert u.dtype == jnp.float32
