@@ -544,7 +544,31 @@ def test_keras_excludes_what_re_search_finds(pattern):
     assert got["a_scale_b"]["kernel"]  # the names of layers are not looked at
 
 
+def test_keras_patterns_are_searched_for_one_by_one():
+    """As one pattern, `scale|(?i)BIAS` does not compile, and hides what is nowhere."""
+    tree = dict.fromkeys(["kernel", "bias", "scale"], 1.0)
+    mask = compat.keras.exclude_from_weight_decay(["scale", "(?i)BIAS"])
+    assert mask.tree(tree) == {"kernel": True, "bias": False, "scale": False}
+    with pytest.raises(masks.MaskError, match="'gamma' matches no leaf"):
+        compat.keras.exclude_from_weight_decay(["bias", "gamma"]).tree(tree)
+
+
 # --- odd leaves ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adam", "nadam", "radam"])
+def test_torch_takes_a_complex_leaf_for_two_real_ones(name):
+    """The modulus would give both parts one denominator."""
+    optimizer = getattr(compat.torch, name)(0.1, (0.8, 0.5), weight_decay=0.1)
+    z = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
+    parts = jnp.asarray(z)
+    whole = jax.lax.complex(parts[..., 0], parts[..., 1])
+    of_parts, of_whole = optimizer.init(parts[0]), optimizer.init(whole[0])
+    for g, h in zip(parts[1:], whole[1:], strict=True):
+        u, of_parts = optimizer.update(g, of_parts, parts[0])
+        w, of_whole = optimizer.update(h, of_whole, whole[0])
+        np.testing.assert_allclose(jnp.stack([w.real, w.imag], -1), u, rtol=1e-6)
+
 
 EVERY = {
     "torch.adam": compat.torch.adam(0.1, weight_decay=0.1, maximize=True, amsgrad=True),

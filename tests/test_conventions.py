@@ -306,6 +306,9 @@ def test_what_is_in_range_has_no_intermediate_that_is_not():
     corrected = "timm.AdamW(corrected_weight_decay)"
     names = {"source": corrected, "target": "torch.AdamW", "learning_rate": 1e-200}
     assert convert_weight_decay(0.1, **names, peak_learning_rate=1e-200) == 0.1
+    names["target"] = "tf_addons"  # by way of 1e-400
+    got = convert_weight_decay(0.1, **names, peak_learning_rate=1e-200)
+    assert got == pytest.approx(1e-201, rel=1e-15, abs=0)
     assert (
         convert_weight_decay(0.0, source="loss", target="torch.Adam", learning_rate=1) == 0
     )

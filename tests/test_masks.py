@@ -31,7 +31,8 @@ from flax.core import FrozenDict, freeze, unfreeze
 from flax.training.train_state import TrainState
 
 import optwd
-from optwd import _decide, _globs, _paths, masks
+from optwd import _decide, _globs, _mask_tree, _paths, masks
+from optwd.compat import _carry
 from optwd.masks import MaskError, multipliers, ndim, path, regex
 
 PARAMS = {
@@ -656,7 +657,13 @@ def test_the_error_for_a_wrong_structure_is_linear():
     shared = [Path(f"c{i}") for i in range(1000)]
     said = _paths.difference("mask", [*shared, *here], "parameters", [*shared, *there])
     assert said.startswith("only in the mask: a0, a1, a2, a3, a4, …. only in the param")
-    assert Path.compared < 10_000  # a search of the list each time: 4 000 000
+    leaves = [_paths.Leaf(path, (), None, dict) for path in (*shared, *there)]
+    with pytest.raises(ValueError, match="only in the mask: a0"):
+        _mask_tree._by_path([(path, 1.0) for path in (*shared, *here)], leaves)
+    params = dict.fromkeys(map(str, there), 0.0)
+    with pytest.raises(ValueError, match="b0, b1, b10, b100, b101, …: no mu in the source"):
+        _carry.like("mu", params, dict.fromkeys(here), "source")
+    assert Path.compared < 10_000  # a search of the list each time: 1 000 000
 
 
 def test_a_mask_that_depends_on_values_under_jit_is_explained():
