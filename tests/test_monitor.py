@@ -328,6 +328,13 @@ def test_the_share_of_decay(make):
         theta = optax.apply_updates(theta, u)
 
 
+def test_the_state_of_a_coupled_optimizer_has_seen_the_weights():
+    tx = optwd.monitor_decay(optwd.sgd_l2(0.1, momentum=0.9, l2=0.5))
+    theta = jnp.ones(2)
+    _, state = tx.update(3 * theta, tx.init(theta), theta)
+    np.testing.assert_array_equal(optax.tree.get(state, "trace"), 3.5)  # g + λθ
+
+
 @pytest.mark.parametrize("state", [1.0, optax.adam(0.1), jnp.ones(3)])
 def test_metrics_of_no_state(state):
     with pytest.raises(TypeError, match=r"the state of an optimizer, .* got "):

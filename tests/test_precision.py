@@ -215,6 +215,26 @@ def test_overflow_and_values_that_are_no_numbers(dtype, name):
         np.testing.assert_array_equal(np.float32(state.residual), 0)
 
 
+def test_a_weight_that_is_set_by_hand_needs_a_residual_of_0():
+    """As `ResidualState` says: 100 − 0.2 is 100, and the 0.2 would move the new weight."""
+    exact = optwd.compensate_rounding(optax.identity())
+    theta, zero = jnp.full(1, 100, jnp.bfloat16), jnp.zeros(1)
+    _, state = exact.update(jnp.full(1, -0.2), exact.init(theta), theta)
+    np.testing.assert_allclose(np.float32(state.residual), -0.2, rtol=1 / 256)
+    theta = jnp.ones(1, jnp.bfloat16)
+    moved, _ = exact.update(zero, state, theta)
+    np.testing.assert_allclose(np.float32(moved), -0.2, rtol=1 / 64)
+    state = state._replace(residual=jnp.zeros_like(theta))
+    np.testing.assert_array_equal(exact.update(zero, state, theta)[0], 0)
+
+
+def test_without_parameters_a_narrow_gradient_gives_a_float32_update():
+    third, g = optwd.in_float32(optax.scale(1 / 3)), jnp.full(1, 1.1, jnp.bfloat16)
+    u, _ = third.update(g, third.init(g))
+    assert u.dtype == jnp.float32
+    np.testing.assert_allclose(u, 1.1015625 / 3, rtol=1e-7)
+
+
 def test_leaves_of_every_dtype_in_one_tree(x64):
     dtypes = [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64]
     params = {d.__name__: normal(32, d) for d in dtypes}

@@ -568,6 +568,11 @@ def test_optax_out_of_and_into_what_is_around_it():
     assert carried.inner_opt_state.count == 1
     assert carried.inner_opt_state.hyperparams_states["learning_rate"].count == 1
     np.testing.assert_array_equal(carried.acc_grads["w"], 0)
+    theirs = injected(optax.adamw, learning_rate=lambda t: 0.02 * t)  # which is not kept
+    _, state = theirs.update(params, theirs.init(params), params)
+    fixed = injected(optwd.adamw, learning_rate=0.1)
+    carried = compat.optax.state_from(state, params, fixed)
+    np.testing.assert_allclose(carried.hyperparams["learning_rate"], 0.1, rtol=1e-6)
 
 
 def test_accumulated_gradients_are_not_lost():
