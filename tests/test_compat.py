@@ -192,19 +192,19 @@ def test_decay_after_the_update(x64):
 @pytest.mark.parametrize(
     ("decay_var_list", "decayed"),
     [
-        (None, ["kernel", "bias"]),
+        (None, ["kernel", "bias", "my_bias"]),
         ([], []),
         ((), []),
         (["ker*"], ["kernel"]),
         ("bias", ["bias"]),
         (masks.path("bias"), ["bias"]),
-        ({"kernel": True, "bias": False}, ["kernel"]),
+        ({"kernel": True, "bias": False, "my_bias": False}, ["kernel"]),
     ],
     ids=str,
 )
 def test_decay_var_list(name, decay_var_list, decayed):
     optimizer = getattr(compat.tf_addons, name)(optax.sgd(0.1), 0.5, decay_var_list)
-    params = {"kernel": jnp.ones(1), "bias": jnp.ones(1)}
+    params = {name: jnp.ones(1) for name in ("kernel", "bias", "my_bias")}
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     assert {k for k, u in updates.items() if u[0] == -0.5} == set(decayed)
@@ -742,6 +742,23 @@ def test_a_schedule_needs_its_reference():
         compat.timm.adamw(max_lr=0.1)
     with pytest.raises(ValueError, match="a learning rate schedule needs initial_lr"):
         compat.composer.decoupled_adamw(eta)
+
+
+@pytest.mark.parametrize(
+    ("make", "rate"),
+    [
+        (functools.partial(compat.timm.adamw, corrected_weight_decay=True), "max_lr"),
+        (compat.composer.decoupled_adamw, "initial_lr"),
+        (compat.composer.decoupled_sgdw, "initial_lr"),
+    ],
+)
+def test_a_reference_is_used_beside_a_number_too(make, rate):
+    """It is half of the learning rate that divides: 0.1/0.2."""
+    optimizer = make(0.1, weight_decay=0.3, **{rate: 0.2})
+    scale = 0.1 if rate == "max_lr" else 1.0  # composer's decay is a share of the weights
+    theta = jnp.ones(1)
+    u, _ = optimizer.update(jnp.zeros(1), optimizer.init(theta), theta)
+    np.testing.assert_allclose(u, -scale * 0.3 / 2, rtol=1e-6)
 
 
 def test_every_name_in_the_table_exists():

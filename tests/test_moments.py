@@ -293,13 +293,13 @@ def test_moments_in_bfloat16_are_rounded_by_the_chance_of_the_step(make):
     narrow = {"mu_dtype": jnp.bfloat16, "nu_dtype": jnp.bfloat16}
     transformation, gradients = make(0.75, 0.5, **narrow), normal(3, 512)
     state = transformation.init(jnp.zeros(512))
-    m = v = w = np.zeros(512, np.float32)
+    m = v = w = raw = np.zeros(512, np.float32)
     for t, g in enumerate(gradients, 1):
         _, state = transformation.update(jnp.asarray(g), state)
         m = by_the_chance_of_step(0.75 * m + 0.25 * g, t)
         v = by_the_chance_of_step(0.5 * v + 0.5 * g**2, t)
         w = by_the_chance_of_step(np.maximum(w, v / (1 - 0.5**t)), t)
-        raw = v if t == 1 else np.maximum(raw, v)
+        raw = np.maximum(raw, v)
         exact = {"mu": m, "nu": v, "nu_max": w, "nu_max_raw": raw}
         for name, expected in ((k, exact[k]) for k in exact if hasattr(state, k)):
             same = np.float32(getattr(state, name)) == expected

@@ -105,7 +105,8 @@ def test_nothing_is_predicted_while_the_learning_rate_is_zero(jit):
     tx = optwd.monitor_rotation(optax.linear_schedule(0.0, 1.0, 10), LAMBDA)
     update = jax.jit(tx.update) if jit else tx.update
     theta = jnp.ones((2, 2))
-    _, state = update(0.1 * theta, tx.init(theta), theta)
+    with jax.debug_nans(True):  # no 0/0 either
+        _, state = update(0.1 * theta, tx.init(theta), theta)
     recorded = metrics(state)
     assert recorded["rotation/all/angle_ratio"] == recorded["rotation/all/rms_ratio"] == 0
     assert recorded["rotation/all/rms"] == 1
