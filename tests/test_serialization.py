@@ -106,6 +106,15 @@ def test_registering_again_does_no_harm():
     )
 
 
+def test_every_tree_that_is_given_is_registered():
+    class Last(NamedTuple):
+        x: int
+
+    optwd.register_for_export(jnp.ones(2), {"deep": [(Last(1),)]})
+    with pytest.raises(ValueError, match="Duplicate serialization registration for type"):
+        export.register_namedtuple_serialization(Last, serialized_name="once more")
+
+
 def test_two_classes_of_one_name_raise():
     class Theirs(NamedTuple):
         x: int
