@@ -190,6 +190,8 @@ def test_a_schedule_needs_its_peak():
     lam = convert_weight_decay(0.1, **names, learning_rate=eta, peak_learning_rate=PEAK)
     assert lam == 0.1 * PEAK
     assert convert_weight_decay(0.1, **names, learning_rate=0.5) == 0.1 * 0.5
+    begun = {"learning_rate": 0.5, "peak_learning_rate": 0.25}  # as a run that goes on
+    assert convert_weight_decay(0.1, **names, **begun) == 0.1 * 0.25
 
 
 def test_a_schedule_does_where_it_cancels():

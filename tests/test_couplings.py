@@ -3,7 +3,8 @@
 - at a constant learning rate they agree once λ is converted;
 - under a schedule each decays by its own equation, with gradients and without;
 - a warm-up from 0 decays by 0, ηλ or λ in its first step, and gives no NaN;
-- a peak that cannot be known, or is not used, raises.
+- a peak beside a constant learning rate divides it; one that cannot be known, or is not
+  used, raises.
 """
 
 import jax.numpy as jnp
@@ -116,6 +117,14 @@ def test_rates_give_the_couplings_to_any_optimizer():
 def test_a_peak_that_cannot_be_known(make, plain, eta):
     with pytest.raises(ValueError, match=r"needs peak_learning_rate: the peak of .* Give"):
         make(eta, scaled_by="schedule")
+
+
+@every
+def test_a_peak_beside_a_constant_learning_rate_divides_it(make, plain):
+    how = {"scaled_by": "schedule", "peak_learning_rate": 0.2}
+    optimizer, theta = make(0.1, weight_decay=0.3, **how), jnp.ones(2)
+    u, _ = optimizer.update(0 * theta, optimizer.init(theta), theta)
+    np.testing.assert_allclose(u, -0.3 / 2, rtol=1e-6)
 
 
 @every

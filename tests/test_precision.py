@@ -235,6 +235,24 @@ def test_without_parameters_a_narrow_gradient_gives_a_float32_update():
     np.testing.assert_allclose(u, 1.1015625 / 3, rtol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("gradient", "parameter", "wider"),
+    [
+        (jnp.float32, jnp.float64, jnp.float64),
+        (jnp.float64, jnp.float32, jnp.float64),
+        (jnp.bfloat16, jnp.float64, jnp.float64),
+        (jnp.complex64, jnp.float64, jnp.complex128),
+        (jnp.bfloat16, jnp.float16, jnp.float32),
+    ],
+)
+def test_an_update_has_the_wider_dtype(gradient, parameter, wider, x64):
+    same = optwd.in_float32(optax.identity())
+    g, p = jnp.full(1, 1 / 3, gradient), jnp.ones(1, parameter)
+    u, _ = same.update(g, same.init(p), p)
+    assert u.dtype == wider
+    np.testing.assert_array_equal(u, g.astype(wider))
+
+
 def test_leaves_of_every_dtype_in_one_tree(x64):
     dtypes = [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64]
     params = {d.__name__: normal(32, d) for d in dtypes}
