@@ -32,13 +32,6 @@ def pytest_configure(config):
         os.environ[name.upper()] = str(value)
 
 
-def pytest_collection_modifyitems(items):
-    """Measure coverage without the slow tests, which would be half as slow again."""
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker("no_cover")
-
-
 @pytest.fixture(autouse=True)
 def no_rank_promotion():
     with jax.numpy_rank_promotion("raise"):

@@ -106,12 +106,17 @@ def written_and_read(function: Callable[..., Any], *args: Any) -> export.Exporte
     return restored
 
 
-def quick() -> str:
+def quick(*, llvm: bool = False) -> str:
     """XLA's flags, in a process of many programs, to compile rather than to run quickly.
 
-    What is computed, where it lives and what is sent are the same.
+    With `llvm` and its optimizations it also runs quickly. What is computed, where it lives
+    and what is sent are the same.
     """
-    return " ".join(f"--{name}={value}".lower() for name, value in _probe._quick().items())
+    return " ".join(
+        f"--{name}={value}".lower()
+        for name, value in _probe._quick().items()
+        if not (llvm and ("llvm" in name or "optimization" in name))
+    )
 
 
 def python(*args: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
