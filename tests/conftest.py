@@ -32,6 +32,19 @@ def pytest_configure(config):
         os.environ[name.upper()] = str(value)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest, where each of two workers begins."""
+    files = {"test_optax_wheel": [], "test_sharding": [], "test_train_sharded": []}
+    rest = [item for item in items if item.path.stem not in files]
+    for item in items:
+        if item.path.stem in files:
+            files[item.path.stem].append(item)
+    first, *second = files.values()
+    half = len(items) // 2 - len(first)
+    items[:] = [*first, *rest[:half], *sum(second, []), *rest[half:]]
+
+
 @pytest.fixture(autouse=True)
 def no_rank_promotion():
     with jax.numpy_rank_promotion("raise"):
