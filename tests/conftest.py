@@ -35,14 +35,13 @@ def pytest_configure(config):
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """Begin with what takes longest, where each of two workers begins."""
-    files = {"test_optax_wheel": [], "test_sharding": [], "test_train_sharded": []}
-    rest = [item for item in items if item.path.stem not in files]
+    first, second = [], []
+    at = {"test_optax_wheel": first, "test_sharding": second, "test_train_sharded": second}
+    rest = [item for item in items if item.path.stem not in at]
     for item in items:
-        if item.path.stem in files:
-            files[item.path.stem].append(item)
-    first, *second = files.values()
+        at.get(item.path.stem, []).append(item)
     half = len(items) // 2 - len(first)
-    items[:] = [*first, *rest[:half], *sum(second, []), *rest[half:]]
+    items[:] = [*first, *rest[:half], *second, *rest[half:]]
 
 
 @pytest.fixture(autouse=True)

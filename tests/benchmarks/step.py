@@ -11,7 +11,7 @@ happen to lie, and who enters first is often slower. Ratios are medians of the r
 a round, with the quartiles beside them.
 
 Targets, optwd over Optax: step ≤ 1.0 on every tree (1.03 allows for noise), trace + lower
-≤ 0.30 and compile ≤ 1.0 at 2000 leaves, no byte of temporary memory more.
+≤ 0.60 and compile ≤ 1.0 at 2000 leaves, no byte of temporary memory more.
 """
 
 import argparse
