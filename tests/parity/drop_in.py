@@ -1,7 +1,9 @@
 """A pytest plugin that puts this package's optimizers where Optax has its own.
 
 `pytest -p tests.parity.drop_in …/optax/_src/alias_test.py` then tests ours. A test is left
-out if neither its class nor the optimizer that it is given names one of ours.
+out if neither its class nor the optimizer that it is given names one of ours, or if it is
+given one of `optax.contrib`: those are not ours, and decay is tested inside of all of them
+by `test_with_weight_decay`.
 """
 
 import inspect
@@ -41,17 +43,17 @@ NAMES = re.compile(rf"\b({'|'.join(OURS)})\b")
 
 
 def _subject(item) -> Any:
-    """The optimizer that a test is given, or the class or module of the test."""
+    """The optimizer that a test is given, or its class or module; None in contrib."""
     given = getattr(item.obj, "__x_params_repr__", "")
     name = re.search(r"opt_name='(\w+)'", given)
-    for module in (optax, optax.contrib) if name else ():
-        if hasattr(module, name[1]):
-            return getattr(module, name[1])
-    return item.cls or item.module
+    if name and not hasattr(optax, name[1]):
+        return None
+    return getattr(optax, name[1]) if name else item.cls or item.module
 
 
 def pytest_collection_modifyitems(config, items):
-    sources = {subject: inspect.getsource(subject) for subject in set(map(_subject, items))}
+    subjects = set(map(_subject, items)) - {None}
+    sources = {subject: inspect.getsource(subject) for subject in subjects}
     concerned = {subject for subject, text in sources.items() if NAMES.search(text)}
     concerned |= set(OURS.values())
     others = [item for item in items if _subject(item) not in concerned]

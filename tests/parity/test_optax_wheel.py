@@ -58,4 +58,4 @@ def test_optax_own_tests(tmp_path):
     assert not re.search(r"^ERROR|errors? in", done.stdout, re.MULTILINE), done.stdout[
         -5000:
     ]
-    assert int(re.search(r"(\d+) passed", summary)[1]) > 600, summary
+    assert int(re.search(r"(\d+) passed", summary)[1]) > 400, summary
