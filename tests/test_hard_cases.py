@@ -363,3 +363,8 @@ def test_a_float0_gradient_gives_zeros_in_the_dtype_of_its_parameter(make):
     u = first_update(make(), g, p)
     assert u["n"].dtype == jnp.int8
     np.testing.assert_array_equal(u["n"], 0)
+
+
+def test_a_boolean_is_no_number():
+    with pytest.raises(TypeError, match=r"eps must be a real number .* got True"):
+        optwd.adamw(0.1, eps=True)
