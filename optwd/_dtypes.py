@@ -52,6 +52,19 @@ def wider(x: Any, y: Any) -> Any:
         return jnp.promote_types(dtype_of(x), dtype_of(y))
 
 
+def wide_scalar(value: Any) -> Any:
+    """As wide as a Python number is, since the other factor may be one.
+
+    Optax's schedules are float32 also under x64; a product in float32 would round a
+    Python number to it.
+    """
+    default = jnp.result_type(float)
+    if isinstance(value, (int, float)) or not is_inexact(value):
+        return value
+    narrow = jnp.finfo(value.dtype).bits < jnp.finfo(default).bits
+    return value.astype(default) if narrow else value
+
+
 def widened(*arrays: Any) -> list[jax.Array]:
     """All in one dtype, float32 at least, complex if one of them is."""
     dtype = at_least_float32(*map(dtype_of, arrays))

@@ -185,7 +185,8 @@ def run(
     # Once for all leaves with the same multiplier; arithmetic makes a constant part of the
     # traced program, where the call of a leaf need not hold it.
     distinct = {k for k in multipliers if isinstance(k, float)}
-    scaled = {k: scalars if k == 1.0 else _wide(scalars) * k for k in distinct}
+    wide = _dtypes.wide_scalar
+    scaled = {k: scalars if k == 1.0 else wide(scalars) * k for k in distinct}
     idle = {k for k, s in scaled.items() if factors is not None and _is_zero(k, s)}
     scaled = jax.tree.map(lambda s: jnp.asarray(s, float) * 1, scaled)
 
@@ -254,11 +255,6 @@ def _zero(u: Any, others: tuple[Any, ...]) -> Any:
 
 def _is_real(x: Any) -> bool:
     return _dtypes.is_inexact(x) and not _dtypes.is_complex(x)
-
-
-def _wide(scalar: Any) -> Any:
-    """As wide as a multiplier, a Python number: an Optax schedule is float32 under x64."""
-    return scalar if isinstance(scalar, float) else jnp.asarray(scalar, float)
 
 
 def _is_zero(factor: float, scalar: Any) -> bool:

@@ -103,7 +103,9 @@ def by_schedule(
 
     def schedule(step: ArrayLike) -> _check.Scalar:
         eta = _at_step("learning_rate", learning_rate, step)
-        return _at_step("weight_decay", weight_decay, step) * (eta / _wide(peak))
+        return _at_step("weight_decay", weight_decay, step) * (
+            eta / _dtypes.wide_scalar(peak)
+        )
 
     return schedule
 
@@ -182,17 +184,4 @@ def inverse_time(omega: ArrayLike, offset: ArrayLike = 0.0) -> optax.Schedule:
 
 
 def _at_step(name: str, value: ScalarOrSchedule, step: ArrayLike) -> _check.Scalar:
-    return _wide(_check.at_step(name, value, step))
-
-
-def _wide(value: _check.Scalar) -> _check.Scalar:
-    """As wide as a Python number is, since the other factor may be one.
-
-    Optax's schedules are float32 also under x64; a product in float32 would round a
-    Python number to it.
-    """
-    default = jnp.result_type(float)
-    if isinstance(value, (int, float)) or not _dtypes.is_inexact(value):
-        return value
-    narrow = jnp.finfo(value.dtype).bits < jnp.finfo(default).bits
-    return value.astype(default) if narrow else value
+    return _dtypes.wide_scalar(_check.at_step(name, value, step))
