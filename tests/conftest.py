@@ -7,7 +7,7 @@ import jax
 import pytest
 
 pytest.register_assert_rewrite("tests.helpers")
-from tests.helpers import enable_x64  # noqa: E402
+from tests.helpers import enable_x64, quick  # noqa: E402
 
 reproducible = {"derandomize": True, "deadline": None, "database": None}
 hypothesis.settings.register_profile("quick", max_examples=15, **reproducible)
@@ -16,10 +16,13 @@ hypothesis.settings.load_profile("quick")
 
 
 def pytest_configure(config):
-    """Keep what XLA compiles in pytest's cache, so that a second run need not compile.
+    """Compile in half the time, and keep what is compiled in pytest's cache.
 
-    Processes that tests start read it too, through the environment.
+    Workers and the processes that tests start read both from the environment. With
+    `XLA_FLAGS=` before pytest, or with -n0, XLA compiles as it does for users.
     """
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("XLA_FLAGS", quick(llvm=True))
     if not hasattr(config, "cache"):  # -p no:cacheprovider
         return
     options = {

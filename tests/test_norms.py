@@ -155,11 +155,11 @@ def test_the_sphere_after_10_000_steps(shape):
 
 
 def test_the_sphere_in_bfloat16():
-    start = jnp.asarray(RNG.normal(size=(64, 64)), jnp.bfloat16)
+    start = jnp.asarray(RNG.normal(size=(32, 32)), jnp.bfloat16)
     optimizer = optwd.compensate_rounding(optwd.in_float32(sphere(0.001)))
-    gradients = RNG.normal(size=(1000, 64, 64)).astype(np.float32)
+    gradients = RNG.normal(size=(1000, 32, 32)).astype(np.float32)
     path = path_of(optimizer, start, jnp.asarray(gradients, jnp.bfloat16))
-    # 4096 roundings by up to 2⁻⁹ each, of which 64 stay
+    # 1024 roundings by up to 2⁻⁹ each, of which 32 stay
     np.testing.assert_allclose(norms(path) / norms(start), 1, atol=2**-9 / 4)
     assert norms(np.float32(path[-1]) - np.float32(start)) > 0.1 * norms(start)
 

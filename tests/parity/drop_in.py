@@ -1,9 +1,9 @@
 """A pytest plugin that puts this package's optimizers where Optax has its own.
 
 `pytest -p tests.parity.drop_in …/optax/_src/alias_test.py` then tests ours. A test is left
-out if neither its class nor the optimizer that it is given names one of ours, or if it is
-given one of `optax.contrib`: those are not ours, and decay is tested inside of all of them
-by `test_with_weight_decay`.
+out if it, or the optimizer that it is given, names neither one of ours nor an optimizer
+made of ours. So is one that is given an optimizer of `optax.contrib`: decay is tested
+inside of all of them by `test_with_weight_decay`.
 """
 
 import inspect
@@ -39,26 +39,27 @@ OURS = {
 }
 
 
-NAMES = re.compile(rf"\b({'|'.join(OURS)})\b")
+def _made_of_ours(module: Any) -> set[str]:
+    functions = inspect.getmembers(module, inspect.isfunction)
+    return {name for name, f in functions if OURS.keys() & set(f.__code__.co_names)}
 
 
-def _subject(item) -> Any:
-    """The optimizer that a test is given, or its class or module; None in contrib."""
-    given = getattr(item.obj, "__x_params_repr__", "")
-    name = re.search(r"opt_name='(\w+)'", given)
-    if name and not hasattr(optax, name[1]):
-        return None
-    return getattr(optax, name[1]) if name else item.cls or item.module
+MADE = _made_of_ours(optax)
+NAMES = re.compile(rf"\b({'|'.join(OURS.keys() | MADE | _made_of_ours(optax.contrib))})\b")
+
+
+def _concerned(item) -> bool:
+    given = re.search(r"opt_name='(\w+)'", getattr(item.obj, "__x_params_repr__", ""))
+    if given:
+        return given[1] in OURS.keys() | MADE
+    test = inspect.unwrap(item.obj)  # of some, a list of cases
+    source = inspect.getsource(test if inspect.isroutine(test) else item.cls)
+    return bool(NAMES.search(source))
 
 
 def pytest_collection_modifyitems(config, items):
-    subjects = set(map(_subject, items)) - {None}
-    sources = {subject: inspect.getsource(subject) for subject in subjects}
-    concerned = {subject for subject, text in sources.items() if NAMES.search(text)}
-    concerned |= set(OURS.values())
-    others = [item for item in items if _subject(item) not in concerned]
-    config.hook.pytest_deselected(items=others)
-    items[:] = [item for item in items if _subject(item) in concerned]
+    config.hook.pytest_deselected(items=[x for x in items if not _concerned(x)])
+    items[:] = filter(_concerned, items)
 
 
 def pytest_configure(config):
