@@ -247,7 +247,7 @@ def test_halves_of_the_grokking_table():
     assert (grokking.split(7, 0.4, 1)[0] != train).any()
 
 
-SCRIPTS = {"compare_decay": ("--steps", "50"), "from_torch": (), "masks_tour": ()}
+SCRIPTS = {"compare_decay": ("--steps", "50"), "masks_tour": ()}
 
 
 @pytest.mark.slow
