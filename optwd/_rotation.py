@@ -58,8 +58,9 @@ def monitor_rotation(
       A transformation with state `optwd.MonitorState` that returns the updates as they are.
 
     Raises:
-      ValueError: ``update`` without parameters; a mask or glob that does not fit; a group
-        without leaves; ``update`` inside ``jax.shard_map`` where a leaf may be a shard.
+      ValueError: a hyperparameter outside its domain; ``update`` without parameters; a mask
+        or glob that does not fit; a group without leaves; ``update`` inside
+        ``jax.shard_map`` where a leaf may be a shard.
 
     >>> import jax.numpy as jnp
     >>> from optwd import metrics
@@ -77,6 +78,8 @@ def monitor_rotation(
     named = {"all": masks.ndim(2, stacked=stacked)} if groups is None else dict(groups)
 
     def init(params: Any) -> MonitorState:
+        _check.first("learning_rate", eta)
+        _check.first("weight_decay", lamda)
         matrices = _matrices(named, stacked, params)
         nothing = {
             f"rotation/{group}/{key}": jnp.zeros((), jnp.float32)

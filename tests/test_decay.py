@@ -585,12 +585,17 @@ def test_complex_anchors_of_real_weights_are_refused():
         decay.toward({"w": 1j * jnp.ones(2)}, 0.1).init({"w": jnp.ones(2)})
 
 
+VECTORS = {"vectors": masks.ndim(1)}
+
+
 @pytest.mark.parametrize("value", [-0.1, np.nan, np.inf])
 @pytest.mark.parametrize(
     "make",
     [
         *(decay.linear, optwd.add_l2, decay.toward_init, optwd.sgdw, optwd.adam),
         lambda rate: decay.constrained(warm_start=3, update_rate=rate),  # also before that
+        lambda rate: optwd.monitor_rotation(rate, 0.1, groups=VECTORS),
+        lambda rate: optwd.monitor_rotation(0.1, rate, groups=VECTORS),
     ],
 )
 def test_what_a_schedule_returns_is_checked(make, value):
