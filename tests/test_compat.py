@@ -176,6 +176,19 @@ def test_big_vision_errors(options, says):
         compat.big_vision.make(0.1, **options).init({"a": jnp.ones(1), "b": jnp.ones(1)})
 
 
+@pytest.mark.parametrize(("count", "more"), [(5, ": no"), (6, ", …: no")])
+def test_big_vision_names_five_leaves_without_a_schedule(count, more):
+    params = dict.fromkeys("abcdef"[:count], jnp.ones(1)) | {"x": jnp.ones(1)}
+    with pytest.raises(ValueError, match=f"^a, b, c, d, e{more} pattern"):
+        compat.big_vision.make(0.1, schedule=[("x", 1.0)]).init(params)
+
+
+def test_a_learning_rate_of_0_divides_nothing():
+    with pytest.raises(ValueError, match="a learning rate of 0 cannot divide the decay"):
+        compat.composer.decoupled_adamw(0.0, weight_decay=0.1)
+    compat.composer.decoupled_adamw(0.0, weight_decay=0.1, initial_lr=0.1)
+
+
 def test_decay_after_the_update(x64):
     def step(k, p, g, t):
         return (1 - WD) * (p - LR * reference.adam(g)[-1])
@@ -560,7 +573,7 @@ def test_keras_patterns_are_searched_for_one_by_one():
 def test_torch_takes_a_complex_leaf_for_two_real_ones(name):
     """The modulus would give both parts one denominator."""
     optimizer = getattr(compat.torch, name)(0.1, (0.8, 0.5), weight_decay=0.1)
-    z = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
+    z = np.random.default_rng(0).normal(size=(4, 3, 5, 2)).astype(np.float32)
     parts = jnp.asarray(z)
     whole = jax.lax.complex(parts[..., 0], parts[..., 1])
     of_parts, of_whole = optimizer.init(parts[0]), optimizer.init(whole[0])

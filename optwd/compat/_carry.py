@@ -169,6 +169,8 @@ def array(name: str, value: Any, like: Any, source: str) -> Any:
     value = numpy(value)
     if shape == (*value.shape, 2) and np.iscomplexobj(value):
         value = np.stack([value.real, value.imag], -1)  # see `_parts.of_two_reals`
+    if not _dtypes.is_complex(like) and np.iscomplexobj(value) and not value.imag.any():
+        value = value.real  # Optax keeps |g|² as complex
     if value.shape != shape:
         raise ValueError(
             f"{name} has shape {value.shape} in the {source} and {shape} here; "

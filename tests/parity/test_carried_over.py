@@ -189,10 +189,10 @@ def test_torch_in_bfloat16_and_float32(torch):
         assert got.dtype == jnp.float32
 
 
-def one_weight(torch, name, dtype, steps=3, **options):
+def one_weight(torch, name, dtype, steps=3, shape=(4,), **options):
     """A torch optimizer of one weight after some steps, that weight, and its gradients."""
     rng = np.random.default_rng(0)
-    parts = rng.normal(size=(2, steps + 3, 4))
+    parts = rng.normal(size=(2, steps + 3, *shape))
     real = dtype in ("float32", "float64")
     given = (parts[0] if real else parts[0] + 1j * parts[1]).astype(dtype)
     weight = torch.nn.Parameter(torch.tensor(given[0]))
@@ -206,7 +206,8 @@ def one_weight(torch, name, dtype, steps=3, **options):
 def assert_continues(optimizer, weight, gradients, tolerance, torch):
     """Two more steps of torch and of the optimizer that was carried over from it."""
     saved = optimizer.state_dict()
-    params, names = {"w": jnp.asarray(weight.detach().numpy())}, {"w": "w"}
+    params = {"w": jnp.asarray(weight.detach().numpy())}
+    names = {"w": ("w", tuple(range(weight.ndim)))}  # as it is
     ours = compat.torch.optimizer_from(saved, names)
     state = compat.torch.state_from(saved, params, names)
     for g in gradients:
@@ -252,7 +253,7 @@ def test_betas_and_learning_rate_that_are_tensors(torch, x64):
 @pytest.mark.parametrize("name", ["Adam", "NAdam", "RAdam"])
 def test_complex_parameters_carried_over(name, torch, x64):
     options = {"betas": (0.8, 0.8)} | ({"amsgrad": True} if name == "Adam" else {})
-    run = one_weight(torch, name, "complex128", lr=0.1, **options)
+    run = one_weight(torch, name, "complex128", shape=(2, 3), lr=0.1, **options)
     assert_continues(*run, 1e-12, torch)
 
 
@@ -519,6 +520,9 @@ AROUND = {
     "MultiSteps": lambda make: optax.MultiSteps(make(0.1), 3),
     "inject": lambda make: injected(make, learning_rate=0.1),
     "inject, scheduled": lambda make: injected(make, learning_rate=linear),
+    "inject around MultiSteps": lambda make: optax.inject_hyperparams(
+        lambda rate: optax.MultiSteps(make(rate), 3).gradient_transformation()
+    )(linear),
     "named_chain": lambda make: named(make(linear)),
     "partition": lambda make: optax.partition(
         {"ours": make(linear), "fixed": optax.set_to_zero()}, {"w": "ours"}
@@ -573,6 +577,29 @@ def test_optax_out_of_and_into_what_is_around_it():
     fixed = injected(optwd.adamw, learning_rate=0.1)
     carried = compat.optax.state_from(state, params, fixed)
     np.testing.assert_allclose(carried.hyperparams["learning_rate"], 0.1, rtol=1e-6)
+
+
+def test_a_chain_that_names_a_part_as_optax_names_a_moment():
+    params = {"w": jnp.ones(2)}
+    theirs = optax.named_chain(("trace", optax.trace(0.5)), ("η", optax.scale(-0.1)))
+    _, state = theirs.update(params, theirs.init(params), params)
+    ours = optax.named_chain(("trace", optwd.trace(0.5)), ("η", optax.scale(-0.1)))
+    carried = compat.optax.state_from(state, params, ours, step=1)
+    np.testing.assert_allclose(
+        *(tx.update(params, s)[0]["w"] for tx, s in ((theirs, state), (ours, carried))),
+        rtol=1e-6,
+    )
+
+
+def test_complex_moments_stay_complex(x64):
+    params, g = jnp.asarray([[1 + 2j, -0.5j]]), jnp.asarray([[0.3 - 1j, 2 + 0.1j]])
+    theirs, ours = optax.adamw(0.1), optwd.adamw(0.1)
+    _, state = theirs.update(g, theirs.init(params), params)
+    carried = compat.optax.state_from(state, params, ours)
+    want, got = (
+        tx.update(g * 2j, s, params)[0] for tx, s in ((theirs, state), (ours, carried))
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
 def test_accumulated_gradients_are_not_lost():
