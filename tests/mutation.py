@@ -45,6 +45,7 @@ OWN = {  # tests of each module, from the most specific to the most general
     "_check": ["laws", "rates", "decay", "hard_cases", "precision"],
     "_diagnose": ["rotation", "monitor", "tabulate"],
     "_dtypes": ["moments", "precision", "hard_cases", "laws"],
+    "_eight_bits": ["eight_bits"],
     "_l2": ["equations", "couplings", "laws"],
     "_leafwise": [
         "many_leaves", "moments", "precision", "decay", "hard_cases", "equations", "laws",
