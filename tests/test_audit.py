@@ -477,12 +477,15 @@ def test_weights_grow():
     def make(lr, wd):
         return optax.chain(optax.adam(lr), optax.add_decayed_weights(wd * peak(lr)))
 
-    found = audit(make, {"kernel": np.ones((3, 2))})
+    found = audit(make, dict.fromkeys("pqrstu", np.ones((3, 2))))
     (problem,) = found.problems
     assert problem.startswith("weights grow")
+    assert "on p, q, r, s and 2 more. Place" in problem
     assert "optwd.with_weight_decay" in problem
-    assert found.leaves["kernel"].rates == constant(pytest.approx(-ETA * LAM))
+    assert found.leaves["u"].rates == constant(pytest.approx(-ETA * LAM))
     assert found.like == ()
+    (problem,) = audit(make, dict.fromkeys("pqrs", np.ones((3, 2)))).problems
+    assert "on p, q, r, s. Place" in problem
 
 
 @pytest.mark.slow
@@ -590,11 +593,15 @@ def test_rates_above_one():
 
 @pytest.mark.slow
 def test_decay_in_the_first_step_only():
-    def make(lr, wd):
-        once = decay.linear(lambda t: jnp.where(t == 0, wd, 0.0))
-        return optwd.with_weight_decay(optax.adam(lr), once)
+    def until(end):
+        return lambda lr, wd: optwd.with_weight_decay(
+            optax.adam(lr), decay.linear(lambda t: jnp.where(t < end, wd, 0.0))
+        )
 
-    assert "decay in the first step only, on bias, kernel" in problems(make)
+    make, first = until(1), "decay in the first step only"
+    assert f"{first}, on bias, kernel" in problems(make)
+    assert f"{first}, on bias, kernel" in problems(make, steps=2)
+    assert first not in problems(until(2))
     assert audit(make, SMALL).leaves["kernel"].rates == (pytest.approx(LAM), 0, 0, 0)
 
 
