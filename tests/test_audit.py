@@ -621,6 +621,35 @@ def test_a_decay_that_depends_on_other_leaves():
     assert "depends on other leaves" not in problems(simple(optax.lamb))  # a norm per leaf
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_decay_that_depends_on_one_other_leaf(coupled):
+    """The first and the third leaf, which differ in the second bit of their places."""
+
+    def make(lr, wd):
+        def update(u, state, params):
+            rate = wd * jnp.linalg.norm(params["r"])
+            return u | {"p": u["p"] + rate * params["p"]}, state
+
+        decayed = optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+        parts = (decayed, optax.scale_by_adam())
+        step = optax.chain(*(parts if coupled else parts[::-1]))
+        return optax.chain(step, optax.scale_by_learning_rate(lr))
+
+    found = problems(make, dict.fromkeys("pqr", np.ones((3, 2))))
+    assert "depends on other leaves: the decay of p changes" in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [lambda lr, t: lr(t + 5), lambda lr, t: lr(t) * (t == 0)])
+def test_a_rate_that_no_power_of_the_schedule_is(at):
+    def make(lr, wd):
+        rate = (lambda t: wd * at(lr, t)) if callable(lr) else wd * lr
+        return optwd.with_weight_decay(optax.adam(lr), decay.linear(rate))
+
+    assert audit(make, SMALL).leaves["kernel"].powers.schedule is None
+
+
 def test_nothing_moves():
     def make(lr, wd):
         return optax.MultiSteps(optax.adamw(lr, weight_decay=wd), 9)
