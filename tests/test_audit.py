@@ -602,7 +602,9 @@ def test_decay_in_the_first_step_only():
     assert f"{first}, on bias, kernel" in problems(make)
     assert f"{first}, on bias, kernel" in problems(make, steps=2)
     assert first not in problems(until(2))
-    assert audit(make, SMALL).leaves["kernel"].rates == (pytest.approx(LAM), 0, 0, 0)
+    found = audit(make, SMALL)
+    assert found.leaves["kernel"].rates == (pytest.approx(LAM), 0, 0, 0)
+    assert "  0.1 … 0  " in str(found)
 
 
 @pytest.mark.slow
