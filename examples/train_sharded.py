@@ -126,6 +126,12 @@ def compiled(size: Size, tx, shardings, whole):
     return advance, evaluate
 
 
+def half_way(size: Size) -> int:
+    """A step between two checkpoints."""
+    last = size.steps // 2 // size.every * size.every
+    return min(last + size.every // 2, size.steps - 1)
+
+
 def train(
     size: Size, seed: int, folder: Path, say, stop: int | None = None
 ) -> tuple[list[dict[str, float]], Any]:
@@ -248,7 +254,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, float]]:
     log, params = train(size, args.seed, folder, say)
     expected, resumed, outcome = digest(params), None, ""
     if args.interrupted:
-        stop = min(size.steps // 2 + size.every // 2, size.steps - 1)
+        stop = half_way(size)
         train(size, args.seed, again, say, stop)
         say(f"Stopped after step {stop}")
         resumed, params = train(size, args.seed, again, say)

@@ -164,6 +164,12 @@ def test_it_starts_anew_and_shows_a_resume(tmp_path, capsys, monkeypatch):
     assert "Stopped after step 15 and resumed" in drawn[1].get_suptitle()
 
 
+def test_it_stops_between_checkpoints():
+    for size in (train_sharded.FULL, train_sharded.QUICK):
+        assert train_sharded.half_way(size) % size.every
+        assert size.every < train_sharded.half_way(size) < size.steps - size.every
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_even_if_killed(one, tmp_path, monkeypatch, capfd):
     out, options = tmp_path / "two", ("--processes", "2")
