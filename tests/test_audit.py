@@ -644,7 +644,7 @@ def test_a_decay_that_depends_on_one_other_leaf(coupled):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [lambda lr, t: lr(t + 5), lambda lr, t: lr(t) * (t == 0)])
-def test_a_rate_that_no_power_of_the_schedule_is(at):
+def test_a_rate_that_is_no_power_of_the_schedule(at):
     def make(lr, wd):
         rate = (lambda t: wd * at(lr, t)) if callable(lr) else wd * lr
         return optwd.with_weight_decay(optax.adam(lr), decay.linear(rate))
