@@ -58,8 +58,9 @@ def _concerned(item) -> bool:
 
 
 def pytest_collection_modifyitems(config, items):
-    config.hook.pytest_deselected(items=[x for x in items if not _concerned(x)])
-    items[:] = filter(_concerned, items)
+    concerned = set(filter(_concerned, items))
+    config.hook.pytest_deselected(items=[x for x in items if x not in concerned])
+    items[:] = [x for x in items if x in concerned]
 
 
 def pytest_configure(config):
