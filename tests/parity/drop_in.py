@@ -11,6 +11,7 @@ import re
 import sys
 from typing import Any
 
+import jax
 import optax
 import optax.contrib
 
@@ -72,3 +73,4 @@ def pytest_configure(config):
                 if getattr(module, name, None) is function:
                     setattr(module, name, OURS[name])
     assert optax.adamw is optwd.adamw
+    jax.devices()  # reads XLA_FLAGS, which a test of Optax sets anew when it is imported

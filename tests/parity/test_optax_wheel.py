@@ -42,11 +42,12 @@ def test_optax_own_tests(tmp_path):
     files = [f for f in sorted(WHEEL.rglob("*_test.py")) if NAMES.search(f.read_text())]
     if not files:
         pytest.skip(f"this build of Optax, {optax.__version__}, ships no tests")
+    flags = f"--xla_force_host_platform_device_count=8 {quick()}"  # one test needs eight
     plugin = ["-p", "tests.parity.drop_in", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--tb=line", "-rfE", *plugin, *files],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": quick()},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
         check=False,
