@@ -167,10 +167,11 @@ def array(name: str, value: Any, like: Any, source: str) -> Any:
     if isinstance(value, (bool, int, float)):
         value = np.asarray(value, dtype)
     value = numpy(value)
-    if shape == (*value.shape, 2) and np.iscomplexobj(value):
-        value = np.stack([value.real, value.imag], -1)  # see `_parts.of_two_reals`
-    if not _dtypes.is_complex(like) and np.iscomplexobj(value) and not value.imag.any():
-        value = value.real  # Optax keeps |g|² as complex
+    if np.iscomplexobj(value) and not _dtypes.is_complex(like):
+        if shape == (*value.shape, 2):
+            value = np.stack([value.real, value.imag], -1)  # see `_parts.of_two_reals`
+        elif not value.imag.any():
+            value = value.real  # Optax keeps |g|² as complex
     if value.shape != shape:
         raise ValueError(
             f"{name} has shape {value.shape} in the {source} and {shape} here; "
