@@ -1,4 +1,4 @@
-"""A transformer of 8 layers is the same model as 8 blocks and as one scanned stack.
+"""A transformer of 4 layers is the same model as 4 blocks and as one scanned stack.
 
 - the same policy decays the same layers, and 20 steps end at the same parameters;
 - a policy that counts axes has to be told of the stack.
@@ -14,7 +14,7 @@ import pytest
 import optwd
 from optwd import masks
 
-LAYERS, WIDTH, WORDS = 8, 16, 11
+LAYERS, WIDTH, WORDS = 4, 16, 11
 
 
 class Block(nn.Module):  # noqa: D101

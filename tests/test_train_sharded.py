@@ -148,20 +148,20 @@ def test_one_device_takes_over_from_eight(eight, capsys):
 @pytest.mark.slow
 def test_it_starts_anew_and_shows_a_resume(tmp_path, capsys, monkeypatch):
     drawn = helpers.pictures(monkeypatch, train_sharded)
-    few = "--quick", "--steps", "20", "--out", str(tmp_path)
-    train_sharded.main([*few])
-    log = train_sharded.main([*few, "--fresh", "--interrupted"])
+    run = *RUN, "--out", str(tmp_path)  # the steps of the other tests: compiled by now
+    train_sharded.main([*run])
+    log = train_sharded.main([*run, "--fresh", "--interrupted"])
     printed = capsys.readouterr().out
     assert {row["start"] for row in log} == {0}
     assert "Finished before" not in printed
-    assert "Stopped after step 15\nResuming from step 10 of 20" in printed
+    assert "Stopped after step 25\nResuming from step 20 of 40" in printed
     assert "resumed, it ends at the same weights bit for bit" in printed
     assert len(set(digest(printed))) == 1
     before, after = map(helpers.named, drawn)
     both = {"unseen topics, resumed", "AdamW, resumed", "resumed from a checkpoint"}
     assert both <= after
     assert not both & before
-    assert "Stopped after step 15 and resumed" in drawn[1].get_suptitle()
+    assert "Stopped after step 25 and resumed" in drawn[1].get_suptitle()
 
 
 def test_it_stops_between_checkpoints():
