@@ -22,7 +22,7 @@ def pytest_configure(config):
     `XLA_FLAGS=` before pytest, or with -n0, XLA compiles as it does for users.
     """
     if config.getoption("numprocesses", None):
-        os.environ.setdefault("XLA_FLAGS", quick(llvm=True))
+        os.environ.setdefault("XLA_FLAGS", quick(level=1))
     if not hasattr(config, "cache"):  # -p no:cacheprovider
         return
     options = {

@@ -106,17 +106,16 @@ def written_and_read(function: Callable[..., Any], *args: Any) -> export.Exporte
     return restored
 
 
-def quick(*, llvm: bool = False) -> str:
+def quick(level: int = 0) -> str:
     """XLA's flags, in a process of many programs, to compile rather than to run quickly.
 
-    With `llvm` and its optimizations it also runs quickly. What is computed, where it lives
-    and what is sent are the same.
+    With LLVM's optimizations of level 1 they also run quickly. What is computed, where it
+    lives and what is sent are the same.
     """
-    return " ".join(
-        f"--{name}={value}".lower()
-        for name, value in _probe._quick().items()
-        if not (llvm and ("llvm" in name or "optimization" in name))
-    )
+    options = _probe._quick()
+    if (name := "xla_backend_optimization_level") in options:
+        options = options | {name: level}
+    return " ".join(f"--{name}={value}".lower() for name, value in options.items())
 
 
 def python(*args: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
