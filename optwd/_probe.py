@@ -28,7 +28,7 @@ _QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 2,  # 1 is slow for large programs, 32 for small
+    "xla_cpu_parallel_codegen_split_count": 1,
 }
 _SMALL = 4096  # elements in all, up to which no axis is cut
 _SHORT = 8  # axes that are never cut
