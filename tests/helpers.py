@@ -112,10 +112,9 @@ def quick(level: int = 0) -> str:
     With LLVM's optimizations of level 1 they also run quickly. What is computed, where it
     lives and what is sent are the same.
     """
-    options = _probe._quick()
-    if (name := "xla_backend_optimization_level") in options:
-        options = options | {name: level}
-    return " ".join(f"--{name}={value}".lower() for name, value in options.items())
+    options = _probe._quick().items()
+    chosen = {"xla_backend_optimization_level": level}
+    return " ".join(f"--{name}={chosen.get(name, x)}".lower() for name, x in options)
 
 
 def python(*args: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -148,8 +148,8 @@ def test_one_device_takes_over_from_eight(eight, capsys):
 @pytest.mark.slow
 def test_it_starts_anew_and_shows_a_resume(tmp_path, capsys, monkeypatch):
     drawn = helpers.pictures(monkeypatch, train_sharded)
-    run = *RUN, "--out", str(tmp_path)  # the steps of the other tests: compiled by now
-    train_sharded.main([*run])
+    run = [*RUN, "--out", str(tmp_path)]  # the steps of the other tests: compiled by now
+    train_sharded.main(run)
     log = train_sharded.main([*run, "--fresh", "--interrupted"])
     printed = capsys.readouterr().out
     assert {row["start"] for row in log} == {0}
