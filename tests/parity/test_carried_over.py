@@ -602,6 +602,13 @@ def test_complex_moments_stay_complex(x64):
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
+def test_parts_of_a_complex_moment_are_no_axis_of_a_complex_one():
+    params, other = jnp.ones(3, jnp.complex64), jnp.ones((3, 2), jnp.complex64)
+    state = optax.adamw(0.1).init(params)
+    with pytest.raises(ValueError, match=r"shape \(3,\) in the .* and \(3, 2\) here"):
+        compat.optax.state_from(state, other, optwd.adamw(0.1))
+
+
 def test_accumulated_gradients_are_not_lost():
     params = {"w": jnp.ones(2)}
     theirs = optax.MultiSteps(optax.adamw(0.1), 2)
