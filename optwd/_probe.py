@@ -250,8 +250,8 @@ class Runner:
     def decay_only(self, start: Arrays, steps: int) -> Arrays:
         """Where zero gradients lead in that many steps, in the dtypes of `start`."""
         with self._named():
-            params = self.tree.pack(map(jnp.asarray, start))
-            zeros = jax.tree.map(jnp.zeros_like, params)
+            params = self.tree.pack(start)
+            zeros = jax.tree.map(np.zeros_like, params)
             state = self._init(params)
             for _ in range(steps):
                 params, state = self.program.step(self.numbers, zeros, state, params)

@@ -1,4 +1,4 @@
-"""Shared fixtures. Nothing may broadcast ranks silently, in any test."""
+"""Shared fixtures. Nothing may broadcast ranks silently, in any test or example."""
 
 import os
 
@@ -23,6 +23,7 @@ def pytest_configure(config):
     """
     if config.getoption("numprocesses", None):
         os.environ.setdefault("XLA_FLAGS", quick(level=1))
+    jax.config.update("jax_numpy_rank_promotion", "raise")
     if not hasattr(config, "cache"):  # -p no:cacheprovider
         return
     options = {
@@ -45,12 +46,6 @@ def pytest_collection_modifyitems(items):
         at.get(item.path.stem, []).append(item)
     half = len(items) // 2 - len(first)
     items[:] = [*first, *rest[:half], *second, *rest[half:]]
-
-
-@pytest.fixture(autouse=True)
-def no_rank_promotion():
-    with jax.numpy_rank_promotion("raise"):
-        yield
 
 
 @pytest.fixture

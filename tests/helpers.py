@@ -66,10 +66,11 @@ def path_of(
         carry = stepper(optimizer)(params, state, gradient(params, n))
         return carry, carry[0]
 
-    start = jax.tree.map(jnp.asarray, start)
-    carry = (start, optimizer.init(start))
-    path = jax.lax.scan(body, carry, jax.tree.map(jnp.asarray, noise))[1]
-    return jax.tree.map(np.asarray, path)
+    @jax.jit
+    def path(start, noise):
+        return jax.lax.scan(body, (start, optimizer.init(start)), noise)[1]
+
+    return jax.device_get(path(start, noise))
 
 
 def random_tree(shapes: Any, seed: int, dtype: Any = jnp.float32) -> Any:
@@ -80,7 +81,7 @@ def random_tree(shapes: Any, seed: int, dtype: Any = jnp.float32) -> Any:
         x = rng.normal(size=shape)
         if jnp.issubdtype(dtype, jnp.complexfloating):
             x = x + 1j * rng.normal(size=shape)
-        return jnp.asarray(x, dtype)
+        return jax.device_put(np.asarray(x, dtype))  # jnp.asarray would compile
 
     return jax.tree.map(leaf, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
@@ -142,8 +143,7 @@ def cases(each: Mapping[str, Any], quick: Collection[str]) -> list[Any]:
     ]
 
 
-def each(entries: list[Entry], compiles: bool = False) -> pytest.MarkDecorator:
-    """Run a test for each entry; one that compiles, by default for one of each kind."""
+def each(entries: list[Entry]) -> pytest.MarkDecorator:
+    """Run a test for each entry; by default for one of each kind."""
     named = {str(entry): entry for entry in entries}
-    quick = named.keys() & KINDS if compiles else named
-    return pytest.mark.parametrize("entry", cases(named, quick))
+    return pytest.mark.parametrize("entry", cases(named, named.keys() & KINDS))

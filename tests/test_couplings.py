@@ -30,7 +30,9 @@ OPTIMIZERS = {  # with the same optimizer without decay
     "nadamw": (optwd.nadamw, optwd.nadam),
     "sgdw": (optwd.sgdw, lambda eta: optwd.sgd_l2(eta, l2=0.0)),
 }
-every = pytest.mark.parametrize(("make", "plain"), OPTIMIZERS.values(), ids=OPTIMIZERS)
+every = pytest.mark.parametrize(
+    ("make", "plain"), helpers.cases(OPTIMIZERS, {"adamw", "sgdw"})
+)
 
 # coupling: the arguments, and the whole rate of decay at a learning rate η
 COUPLINGS = {

@@ -26,6 +26,7 @@ import pytest
 
 import optwd
 from optwd import rates
+from tests.helpers import cases
 
 N = 2000  # weights of the one matrix
 KAPPA = 0.3  # root mean squares of gradient and weights, multiplied
@@ -114,7 +115,13 @@ def check_adamw(eta, lam, b1, b2, scaling, steps):
     np.testing.assert_allclose(got, (angle, rms), rtol=0.02)
 
 
-@pytest.mark.parametrize("case", ADAMW.values(), ids=ADAMW)
+def one_by_one(table, quick):
+    return pytest.mark.parametrize(
+        "case", cases({name: (case,) for name, case in table.items()}, quick)
+    )
+
+
+@one_by_one(ADAMW, {"as usual", "nothing", "a tenth per step"})
 def test_adamw(case):
     check_adamw(*case, steps=3000)
 
@@ -141,7 +148,7 @@ def check_sgdw(eta, lam, mu, scaling, steps):
     np.testing.assert_allclose(got, (angle, rms), rtol=0.02)
 
 
-@pytest.mark.parametrize("case", SGDW.values(), ids=SGDW)
+@one_by_one(SGDW, {"momentum", "schedule"})
 def test_sgdw(case):
     check_sgdw(*case, steps=3000)
 
@@ -214,7 +221,7 @@ def check_steps(initial, power, eta, direction, n, rtol):
     assert first == pytest.approx(steps, rel=rtol)
 
 
-far = pytest.mark.parametrize("initial", [4.0, 0.5])
+far = pytest.mark.parametrize("initial", cases({"above": 4.0, "below": 0.5}, {"above"}))
 both = pytest.mark.parametrize("power", [2, 4], ids=["AdamW", "SGDW"])
 
 

@@ -28,8 +28,7 @@ def takes(*names):
 
 
 ADAMS = takes("b2")
-every, every_adam = each(ALL), each(ADAMS)
-compiled, compiled_optimizer = (each(x, compiles=True) for x in (ALL, OPTIMIZERS))
+every, every_adam, every_optimizer = map(each, (ALL, ADAMS, OPTIMIZERS))
 
 
 def without_decay(entry, **changes):
@@ -82,7 +81,7 @@ RATES = [
 ]
 
 
-@compiled_optimizer
+@every_optimizer
 def test_a_learning_rate_of_any_dtype(entry: Entry, x64):
     """Traced for every rate, as a number and as a schedule; run for all in one program."""
     p = {"w": jnp.ones(3, jnp.bfloat16), "v": jnp.ones(3, jnp.float32)}
@@ -111,7 +110,7 @@ def test_a_learning_rate_of_any_dtype(entry: Entry, x64):
     )
 
 
-@compiled_optimizer
+@every_optimizer
 def test_inject_hyperparams_on_bfloat16(entry: Entry):
     p, g = jnp.ones(4, jnp.bfloat16), jnp.asarray([1, -2, 0, 3], jnp.bfloat16)
     make = optax.inject_hyperparams(entry.factory, hyperparam_dtype=jnp.float32)
@@ -124,7 +123,7 @@ def test_inject_hyperparams_on_bfloat16(entry: Entry):
             optax.inject_hyperparams(entry.factory)(**entry.arguments).init(p)
 
 
-@compiled
+@every
 def test_an_integer_leaf_costs_no_trace(entry: Entry):
     transformation, traces = entry.make(), []
 
@@ -172,7 +171,7 @@ def test_a_bad_gradient_spoils_what_it_spoils_in_optax(name, bad):
     np.testing.assert_allclose(ends[0][0], ends[1][0], rtol=2e-5)
 
 
-@compiled_optimizer
+@every_optimizer
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_skip_not_finite(entry: Entry, bad):
     guarded = optax.MultiSteps(entry.make(), 1, should_skip_update_fn=optax.skip_not_finite)
@@ -186,7 +185,7 @@ def test_skip_not_finite(entry: Entry, bad):
     np.testing.assert_allclose(u, first_update(plain, g, p), rtol=1e-6)
 
 
-@compiled
+@every
 def test_meta_gradient_at_zero_is_finite(entry: Entry):
     transformation = entry.make(**({"eps": 1e-3} if entry in ADAMS else {}))
 
@@ -227,7 +226,7 @@ def test_the_first_step_of_a_schedule_is_0(entry: Entry):
         assert list(map(int, seen)) == sorted(map(int, seen))
 
 
-@compiled
+@every
 def test_a_count_at_its_largest_stays(entry: Entry):
     largest = 2**31 - 1
     transformation, p = entry.make(), {"w": jnp.ones(2, jnp.bfloat16), "v": jnp.ones(2)}

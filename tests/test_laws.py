@@ -37,9 +37,6 @@ from tests.helpers import (
 from tests.registry import ALL, DECAYS, KINDS, OPTIMIZERS, Entry
 
 every, every_decay, every_optimizer = map(each, (ALL, DECAYS, OPTIMIZERS))
-compiled, compiled_decay, compiled_optimizer = (
-    each(entries, compiles=True) for entries in (ALL, DECAYS, OPTIMIZERS)
-)
 
 SHAPES = {"a": {"kernel": (3, 4), "bias": (4,)}, "b": [(2,), ()]}
 tree = functools.partial(random_tree, SHAPES)
@@ -103,7 +100,7 @@ def test_moments_of_low_precision_are_wide(entry: Entry):
         assert x.dtype in (jnp.int32, jnp.float32) or entry.anchored or entry.narrow
 
 
-@compiled
+@every
 def test_bfloat16_parameters_with_float32_gradients_in_scan(entry: Entry):
     transformation, params = entry.make(), tree(0, jnp.bfloat16)
     carry = (params, transformation.init(params))
@@ -170,7 +167,7 @@ def test_state_is_the_same_for_number_schedule_and_mask(entry: Entry):
 # --- leaves that do not take part ----------------------------------------------------
 
 
-@compiled
+@every
 def test_none_gradient_leaves_its_leaf_alone(entry: Entry):
     transformation, params = entry.make(), tree(0)
     state = transformation.init(params)
@@ -186,7 +183,7 @@ def test_none_gradient_leaves_its_leaf_alone(entry: Entry):
             assert not np.any(moments["a"]["kernel"])
 
 
-@compiled
+@every
 def test_leaves_that_are_not_floating_are_untouched(entry: Entry):
     start = {
         "int32": jnp.array([16777217, 1]),  # not a float32
@@ -238,14 +235,14 @@ def check_odd_tree(params, step, init):
     chex.assert_tree_all_finite(updates)
 
 
-@compiled
+@every
 def test_odd_trees(entry: Entry):
     transformation = entry.make()
     for params in ODD.values():
         check_odd_tree(params, transformation.update, transformation.init)
 
 
-@compiled
+@every
 def test_odd_trees_under_jit(entry: Entry):
     transformation = entry.make()
     check_odd_tree(ODD, jax.jit(transformation.update), jax.jit(transformation.init))
@@ -260,7 +257,7 @@ def test_a_leaf_of_a_dataclass_is_named(entry: Entry):
         transformation.update(wrong, transformation.init(params), params)
 
 
-@compiled
+@every
 def test_python_numbers_cost_no_further_trace(entry: Entry):
     transformation = entry.make()
     step = jax.jit(counted(stepper(transformation), 2))
@@ -273,7 +270,7 @@ def test_python_numbers_cost_no_further_trace(entry: Entry):
 # --- transformations of JAX ----------------------------------------------------------
 
 
-@compiled
+@every
 def test_jit_equals_eager(entry: Entry):
     assert_close(run(entry.make()), run(entry.make(), jit=False))
 
@@ -290,7 +287,7 @@ class TestArguments(chex.TestCase):
         assert_close(self.variant(step)(*args), step(*args))
 
 
-@compiled
+@every
 def test_vmap_equals_a_loop(entry: Entry):
     transformation, step = entry.make(), jax.jit(stepper(entry.make()))
 
@@ -306,7 +303,7 @@ def test_vmap_equals_a_loop(entry: Entry):
     assert_close(jax.jit(jax.vmap(together))(*batch), stack(*alone))
 
 
-@compiled
+@every
 def test_scan_and_cond_equal_a_loop(entry: Entry):
     transformation, params = entry.make(), tree(0)
     step = stepper(transformation)
@@ -319,7 +316,7 @@ def test_scan_and_cond_equal_a_loop(entry: Entry):
     assert_close(final, run(transformation))
 
 
-@compiled_optimizer
+@every_optimizer
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "moments",
@@ -356,7 +353,7 @@ def test_eval_shape_of_init(entry: Entry):
     chex.assert_trees_all_equal_shapes_and_dtypes(*states)
 
 
-@compiled_optimizer
+@every_optimizer
 def test_export_for_every_platform(entry: Entry):
     optimizer, params = entry.make(), tree(0)
     args = params, optimizer.init(params), tree(1)
@@ -365,7 +362,7 @@ def test_export_for_every_platform(entry: Entry):
     assert_close(written_and_read(step, *args).call(*args), jax.jit(step)(*args))
 
 
-@compiled_optimizer
+@every_optimizer
 def test_vmap_over_hyperparameters(entry: Entry):
     names = [n for n in ("learning_rate", entry.decay) if n]
     values = np.array([[0.01, 0.02, 0.0], [0.1, 0.0, 0.3]])[: len(names)]
@@ -396,7 +393,7 @@ def test_accepts_extra_args(entry: Entry):
     assert_equal(transformation.update(tree(1), state, params, loss=1.0, seed=3), expected)
 
 
-@compiled
+@every
 def test_in_apply_if_finite(entry: Entry):
     wrapped = optax.apply_if_finite(entry.make(), max_consecutive_errors=2)
     params = tree(0)
@@ -410,7 +407,7 @@ def test_in_apply_if_finite(entry: Entry):
     assert_close(updates, plain.update(tree(1), plain.init(params), params)[0])
 
 
-@compiled
+@every
 def test_in_partition_masked_and_chain(entry: Entry):
     params = tree(0)
     labels = {"a": "ours", "b": "frozen"}
@@ -430,7 +427,7 @@ def test_in_partition_masked_and_chain(entry: Entry):
     assert_close(updates, jax.tree.map(lambda u: 2 * u, expected))
 
 
-@compiled_optimizer
+@every_optimizer
 def test_multi_steps_equals_one_large_batch(entry: Entry):
     params, gradients = tree(0), [tree(1), tree(2)]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *gradients)
@@ -444,7 +441,7 @@ def test_multi_steps_equals_one_large_batch(entry: Entry):
     assert_close(updates, large)
 
 
-@compiled_optimizer
+@every_optimizer
 def test_inject_hyperparams(entry: Entry):
     schedule = optax.linear_schedule(0.01, 0.001, 4)
     injected = optax.inject_hyperparams(entry.factory)(
@@ -498,7 +495,7 @@ def test_tree_get_finds_adams_state():
 # --- rates and masks -----------------------------------------------------------------
 
 
-@compiled_decay
+@every_decay
 def test_rate_zero_is_the_identity(entry: Entry):
     zero = entry.make(**{entry.decay: 0.0})
     traced = entry.make(**{entry.decay: lambda t: jnp.float32(0.0)})
@@ -520,7 +517,7 @@ MASKS = {
 }
 
 
-@compiled_decay
+@every_decay
 def test_masks(entry: Entry):
     half = entry.arguments[entry.decay] / 2
     makes = {name: {"mask": mask} for name, mask in MASKS.items()}

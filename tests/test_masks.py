@@ -51,9 +51,10 @@ def chosen(mask, params=PARAMS):
 
 def decay_of(optimizer, params):
     """What one step with zero gradients takes off each leaf, as a share of it."""
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.tree.map(np.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
-    return jax.tree.map(lambda u, p: round(float(jnp.max(-u / p)), 6), updates, params)
+    taken = lambda u, p: round(float(np.max(-np.asarray(u) / p)), 6)  # noqa: E731
+    return jax.tree.map(taken, updates, params)
 
 
 # --- patterns ------------------------------------------------------------------------

@@ -52,7 +52,9 @@ def path_of(optimizer, params, gradients):
         params, state = carry
         updates, state = optimizer.update(g, state, params)
         params = optax.apply_updates(params, updates)
-        return (params, state), params
+        # XLA:CPU copies a whole array of bfloat16 to write one row of it
+        wide = jax.tree.map(lambda p: p.astype(jnp.result_type(p, jnp.float32)), params)
+        return (params, state), wide
 
     start = jax.tree.map(jnp.asarray, params)
 

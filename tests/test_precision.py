@@ -21,6 +21,7 @@ from optwd import _rounding
 from tests.helpers import cases
 
 NARROW = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
+WIDE = {"float32": jnp.float32, "complex64": jnp.complex64, "float64": jnp.float64}
 narrow = pytest.mark.parametrize("dtype", cases(NARROW, {"bfloat16"}))
 RATE, DECAY = 1e-3, 0.1
 ONES = jnp.ones(64, jnp.bfloat16)
@@ -77,9 +78,10 @@ def normal(shape, dtype=jnp.float32, seed=0):
 def test_decay_of_bfloat16_over_10_000_steps():
     start = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2.0, 4096), jnp.bfloat16)
     exact = (1 - RATE * DECAY) ** 10_000  # 0.3679
+    some = start[:256]
     for plain in (optwd.adamw, optax.adamw):
-        assert (decayed(plain(RATE, weight_decay=DECAY), start, 10_000) == start).all()
-    ratio = np.float64(decayed(compensated(), start, 10_000)) / np.float64(start)
+        assert (decayed(plain(RATE, weight_decay=DECAY), some, 10_000) == some).all()
+    ratio = np.float64(decayed(compensated(), some, 10_000)) / np.float64(some)
     np.testing.assert_allclose(ratio, exact, rtol=0.01)  # every single one
     by_chance = decayed(stochastic(0), start, 10_000)
     ratio = np.float64(by_chance) / np.float64(start)
@@ -146,7 +148,7 @@ def test_rounding_is_in_the_compiled_program(dtype):
     assert all(rounding in line for line in lines)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64, jnp.float64])
+@pytest.mark.parametrize("dtype", WIDE.values(), ids=WIDE)
 @pytest.mark.parametrize(
     "make",
     [
@@ -163,7 +165,7 @@ def test_wide_leaves_cost_nothing(make, dtype, x64):
     assert transformation.update(u, state, {"w": p})[0]["w"] is u["w"]
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64, jnp.float64])
+@pytest.mark.parametrize("dtype", cases(WIDE, {"float32"}))
 def test_wide_leaves_when_asked_for(dtype, x64):
     unit = 1 + 1j if jnp.issubdtype(dtype, jnp.complexfloating) else 1
     start = unit * jnp.linspace(1, 2, 8).astype(dtype)
@@ -494,14 +496,16 @@ def shrunk(wrap, start, rate, steps, size, dtype):
     return left.mean() / np.float64(theta[0]), (1 - rate) ** steps
 
 
+SMALL_STEPS = {
+    "below half an ulp of float32": (1.0, 2e-8, jnp.bfloat16),
+    "of a subnormal weight": (3e-5, 3e-8, jnp.float16),
+    "that grows": (3e-5, -3e-8, jnp.float16),
+    "larger": (1e-4, 1e-6, jnp.float16),
+}
+
+
 @pytest.mark.parametrize(
-    ("start", "rate", "dtype"),
-    [
-        (1.0, 2e-8, jnp.bfloat16),  # below half an ulp of float32
-        (3e-5, 3e-8, jnp.float16),  # a subnormal weight
-        (3e-5, -3e-8, jnp.float16),
-        (1e-4, 1e-6, jnp.float16),
-    ],
+    ("start", "rate", "dtype"), cases(SMALL_STEPS, {"of a subnormal weight"})
 )
 def test_no_step_is_too_small_to_be_drawn(start, rate, dtype):
     wrap = lambda o: optwd.round_stochastically(o, 0)  # noqa: E731

@@ -65,6 +65,7 @@ def loss(params):
     return sum(jnp.sum((p - 0.3) ** 4 + p**2) for p in jax.tree.leaves(params))
 
 
+@jax.jit
 def gradients_at(params):
     value, gradients = jax.value_and_grad(loss)(params)
     return gradients, {"value": value, "unused": 1}
@@ -89,11 +90,12 @@ def test_own_step_minus_the_decay(make):
     both = optwd.with_weight_decay(make(), decay.linear(rate, MASK))
     params = jax.tree.map(jnp.asarray, START)
     own_state, state = optimizer.init(params), both.init(params)
+    own_step, step = jax.jit(optimizer.update), jax.jit(both.update)
     moved = 0.0
     for t in range(STEPS):
         gradients, extra = gradients_at(params)
-        own, own_state = optimizer.update(gradients, own_state, params, **extra)
-        updates, state = both.update(gradients, state, params, **extra)
+        own, own_state = own_step(gradients, own_state, params, **extra)
+        updates, state = step(gradients, state, params, **extra)
         new = optax.apply_updates(params, updates)
         want = jax.tree.map(
             lambda p, d, w: p + d + w, params, own, decayed(params, RATES[t])
@@ -171,7 +173,8 @@ def test_inside_and_around_multi_steps(make):
     for transformation, terms in ((inside, (none, term)), (around, (term, term))):
         plain, state = steps(make()), transformation.init(params)
         own_state = plain.init(params)
+        own_step, step = jax.jit(plain.update), jax.jit(transformation.update)
         for expected in terms:
-            own, own_state = plain.update(gradients, own_state, params)
-            updates, state = transformation.update(gradients, state, params)
+            own, own_state = own_step(gradients, own_state, params)
+            updates, state = step(gradients, state, params)
             assert_close(updates, jax.tree.map(jnp.add, own, expected))

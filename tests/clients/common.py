@@ -43,7 +43,7 @@ def tree(leaves, only=None):
         node, (*parents, name) = root, path.split("/")
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[name] = jnp.asarray(rng.normal(size=shape))
+        node[name] = rng.normal(size=shape)
     return root
 
 
@@ -105,6 +105,6 @@ def _run(optimizer, params, gradients):
 
     state, seen = jax.jit(optimizer.init)(params), []
     for t in range(STEPS):
-        params, state = step(params, state, [jnp.asarray(g[t]) for g in gradients])
+        params, state = step(params, state, [g[t] for g in gradients])
         seen.append(jax.tree.leaves(params))
     return [np.stack(leaf) for leaf in zip(*seen, strict=True)]

@@ -18,6 +18,7 @@ import pytest
 import optwd
 from optwd import audit
 from optwd.compat import CONVENTIONS
+from tests.helpers import cases
 from tests.parity import recipe
 
 ETA, LAM = 1e-2, 0.1  # the defaults of `audit`
@@ -140,9 +141,13 @@ def test_a_row_says_that_it_is_checked_if_it_is():
     assert said == {name: p for p, rows in THEIRS.items() for name in rows}
 
 
+NAMES = {name: name for rows in THEIRS.values() for name in rows}
+QUICK = ("optax.adamw", "optax.adafactor", "loss", "optwd.adam_l2", "torch.AdamW", "keras")
+
+
 # optimi finds the 0.1 of an audit much where nothing scales it
 @pytest.mark.filterwarnings("ignore:You are using weight_decay:UserWarning")
-@pytest.mark.parametrize("name", [n for rows in THEIRS.values() for n in rows])
+@pytest.mark.parametrize("name", cases(NAMES, QUICK))
 def test_the_package_does_what_its_row_says(name):
     make = THEIRS[CONVENTIONS[name].checked][name]()
     found = audit(make, MATRIX if "uon" in name else PARAMS)

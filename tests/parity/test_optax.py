@@ -35,7 +35,7 @@ def tree(rng, dtype):
 
 def path_of(optimizer, dtype, steps=200):
     rng = np.random.default_rng(0)
-    params = jax.tree.map(jnp.asarray, tree(rng, dtype))
+    params = tree(rng, dtype)
     noise = jax.tree.map(lambda *g: np.stack(g), *(tree(rng, dtype) for _ in range(steps)))
 
     def body(carry, n):
@@ -46,8 +46,8 @@ def path_of(optimizer, dtype, steps=200):
         p = optax.apply_updates(p, updates)
         return (p, state), (p, updates)
 
-    run = jax.jit(lambda c, n: jax.lax.scan(body, c, n)[1])
-    return run((params, optimizer.init(params)), noise)
+    run = jax.jit(lambda p, n: jax.lax.scan(body, (p, optimizer.init(p)), n)[1])
+    return run(params, noise)
 
 
 # Optax takes a schedule as weight_decay from 0.2.7 on
