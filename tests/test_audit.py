@@ -323,9 +323,7 @@ def check(make, expected):
 QUICK = (
     "optax.lamb",
     "contrib.cocob",
-    "sgdw",
     "sgd_l2 with momentum",
-    "cautious",
     "proximal",
     "toward_init",
 )

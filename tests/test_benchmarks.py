@@ -72,9 +72,7 @@ BYTES = {
 
 @pytest.mark.parametrize(("dtype", "name", "each"), cases(BYTES, {"float32", "bfloat16"}))
 def test_bytes_of_a_step(dtype, name, each, monkeypatch):
-    monkeypatch.setattr(
-        jax, "clear_caches", lambda: None
-    )  # or all compile again
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # or all compile again
     params = [jnp.zeros((64, 64), dtype), jnp.zeros(64, dtype)]
     contestant = step.Jax(gpu.CONTESTANTS[dtype][name], params, params)
     counts = [x for x in jax.tree.leaves(contestant.state) if x.ndim == 0]

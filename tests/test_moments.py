@@ -157,7 +157,7 @@ def test_float16_gradients(g, params):
     "dtype", cases({"bfloat16": jnp.bfloat16, "float16": jnp.float16}, {"float16"})
 )
 def test_low_precision_gradients_inside_in_float32(dtype):
-    rounded = jnp.asarray(normal(50), dtype)
+    rounded = normal(50).astype(dtype)
     seen = []
     spy = optax.stateless(lambda u, _: seen.append(np.asarray(u)) or u)
     transformation = optwd.in_float32(optax.chain(optwd.scale_by_adam(), spy))
@@ -417,7 +417,7 @@ PERIODS = {str(n): n for n in (1, 2, 3, 5, 8, 13)}
 
 
 @pytest.mark.parametrize("b2", cases({".999": 0.999, ".9999": 0.9999}, {".999"}))
-@pytest.mark.parametrize("period", cases(PERIODS, {"1", "5", "8"}))
+@pytest.mark.parametrize("period", cases(PERIODS, {"1", "5"}))
 def test_bfloat16_second_moments_of_periodic_gradients(period, b2):
     """The figures of the docstring: 2% (root mean square), and 9% in single steps."""
     n, steps = 64, 4000

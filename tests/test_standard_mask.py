@@ -26,6 +26,7 @@ from flax import nnx
 import optwd
 from optwd import _paths, masks
 from optwd.masks import MaskError, path, standard
+from tests.helpers import cases
 
 KEY = jax.random.key(0)
 TEXT, IMAGE = jnp.ones((2, 5, 8)), jnp.ones((2, 6, 6, 8))
@@ -350,7 +351,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("stacked", [False, True], ids=["alone", "stacked"])
+@pytest.mark.parametrize("stacked", cases({"alone": False, "stacked": True}, {"stacked"}))
 @pytest.mark.parametrize("model", MODELS)
 def test_models(model, stacked):
     (*build, arguments), decayed, others = MODELS[model]

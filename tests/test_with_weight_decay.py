@@ -81,7 +81,7 @@ def decayed(params, rho, rule=reference.linear):
     )
 
 
-QUICK = ["optax.lion", "optax.polyak_sgd", "optax.sgd"]
+QUICK = ["optax.lion", "optax.sgd"]
 
 
 @pytest.mark.parametrize("make", cases(OPTIMIZERS, QUICK))

@@ -472,7 +472,7 @@ OPTAX = {
         optwd.sgdw(linear, 0.9, weight_decay=0.0),
     ),
 }
-QUICK = ("adamw", "amsgrad", "sgd")
+QUICK = ("adamw", "sgd")
 
 
 def plain(node):
