@@ -543,6 +543,7 @@ def test_the_order_of_the_decay_and_the_step():
         assert leaf.rates == constant(pytest.approx(ETA * LAM))
 
 
+@pytest.mark.slow
 def test_stacked_norms_decay():
     """salesforce/jaxformer #28: a mask by the number of axes takes a stack of scales."""
 
@@ -657,6 +658,7 @@ def test_nothing_moves():
     assert problems(make).startswith("nothing moves: the updates are 0 in every step.")
 
 
+@pytest.mark.slow
 def test_a_matrix_on_the_sphere_that_starts_at_0():
     """Its norm there is 0, so it is left alone; a radius ends that."""
 
@@ -935,6 +937,7 @@ def test_a_decay_that_only_weights_on_their_way_show():
     assert leaf.figures.startswith("no decay while the weights are held still, but after 4")
 
 
+@pytest.mark.slow
 def test_a_tiny_decay_is_seen_and_its_share_is_not():
     """1e-9 per step: bfloat16 rounds more than all of it, so no share can be told."""
     found = audit(adamw, {"kernel": np.ones((3, 2))}, weight_decay=1e-7)
@@ -944,6 +947,7 @@ def test_a_tiny_decay_is_seen_and_its_share_is_not():
     assert leaf.survives.bfloat16 is None
 
 
+@pytest.mark.slow
 def test_one_weight_whose_step_rarely_shrinks_it():
     """Gradients of the other sign show the steps in which a cautious decay holds still."""
     leaf = audit(KNOWN["cautious"][0], {"kernel": np.ones((1, 1))}).leaves["kernel"]
@@ -1013,6 +1017,7 @@ def test_a_penalty_of_an_unknown_factor_is_coupled():
     assert found.like == ()
 
 
+@pytest.mark.slow
 def test_a_make_that_asks_for_the_type_of_a_number():
     """What it returns for a traced one is something else, which is not taken."""
 

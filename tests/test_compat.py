@@ -283,7 +283,8 @@ def dialects(eta):
     }
 
 
-@pytest.mark.parametrize("scheduled", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduled", [False, True])
 def test_converted_numbers_walk_the_same_path(scheduled, x64):
     eta = recipe.schedule(recipe.WARM) if scheduled else LR
     source, compared = "torch.AdamW", 0

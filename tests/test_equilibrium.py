@@ -247,6 +247,7 @@ def test_steps_at_the_edges():
     assert ever == pytest.approx(math.log(1 / 0.0975) / 2e-4, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_sphere():
     """Adam's unit step of η_s‖θ‖ and back turns weights as AdamW does, within 2 %."""
     eta, lam, b1 = 0.01, 1.0, 0.9

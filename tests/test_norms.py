@@ -447,6 +447,7 @@ def test_annotated_nnx_parameters(name):
     assert all(np.isfinite(np.float32(x)).all() for x in values)
 
 
+@pytest.mark.slow
 def test_orbax_round_trip(tmp_path):
     ocp = pytest.importorskip("orbax.checkpoint")
     params = {"stack": jnp.asarray(STACK, jnp.float32), "b": jnp.ones(3)}

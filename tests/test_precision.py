@@ -504,9 +504,8 @@ SMALL_STEPS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("start", "rate", "dtype"), cases(SMALL_STEPS, {"of a subnormal weight"})
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("start", "rate", "dtype"), SMALL_STEPS.values(), ids=SMALL_STEPS)
 def test_no_step_is_too_small_to_be_drawn(start, rate, dtype):
     wrap = lambda o: optwd.round_stochastically(o, 0)  # noqa: E731
     got, exact = shrunk(wrap, start, rate, 10_000, 4096, dtype)
