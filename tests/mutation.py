@@ -378,7 +378,8 @@ class Hunt:
             if found:
                 placed.append(((0, seconds / found), item))
             else:  # quick ones first; one case of each function, then more
-                placed.append(((1 + (seconds > 1), seen[function], rank[file]), item))
+                late = seconds > 1 or item.get_closest_marker("slow") is not None
+                placed.append(((1 + late, seen[function], rank[file]), item))
         return [item for _, item in sorted(placed, key=lambda pair: pair[0])]
 
 
@@ -415,7 +416,8 @@ def main() -> None:
             print(*(f"{module}.py:{m.line}: {m.what}" for m in found), sep="\n")
         return
     files = [file for m in chosen for file in (f"optwd/{m}.py", *tests_of(m))]
-    sys.exit(Again(Hunt(chosen, arguments.seconds)).run(list(dict.fromkeys(files))))
+    every = ["-m", "slow or not slow", *dict.fromkeys(files)]
+    sys.exit(Again(Hunt(chosen, arguments.seconds)).run(every))
 
 
 if __name__ == "__main__":

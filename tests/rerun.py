@@ -56,7 +56,7 @@ class Again:
         return self.failed
 
     def run(self, tests: list[str]) -> int:
-        """Collect those files or folders, and do the work."""
+        """Collect those files or folders, with options of pytest, and do the work."""
         os.chdir(ROOT)
         options = {
             "JAX_PLATFORMS": "cpu",
