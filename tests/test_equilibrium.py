@@ -28,7 +28,7 @@ import optwd
 from optwd import rates
 from tests.helpers import cases
 
-N = 2000  # weights of the one matrix
+N = 1000  # weights of the one matrix
 KAPPA = 0.3  # root mean squares of gradient and weights, multiplied
 
 
@@ -63,11 +63,11 @@ def momentum(mu, l2=0.0):
     return direction
 
 
-def walk(direction, eta, rho, rms, steps, n=N, radius=None):
+def walk(direction, eta, rho, rms, steps, radius=None):
     """The angle of every step, and the root mean square after it."""
     rng = np.random.default_rng(0)
-    theta = rng.normal(size=n)
-    theta *= rms / np.sqrt(theta @ theta / n)
+    theta = rng.normal(size=N)
+    theta *= rms / np.sqrt(theta @ theta / N)
     angles, sizes = np.empty(steps), np.empty(steps)
     for t in range(steps):
         u = direction(gradients(theta, rng), theta)
@@ -75,9 +75,9 @@ def walk(direction, eta, rho, rms, steps, n=N, radius=None):
             new = theta - rho * theta - eta * u
         else:  # the sphere: a step of the length eta·‖θ‖, and back
             new = theta - eta * u * np.sqrt((theta @ theta) / (u @ u))
-            new *= radius / np.sqrt(new @ new / n)
+            new *= radius / np.sqrt(new @ new / N)
         cosine = new @ theta / np.sqrt((new @ new) * (theta @ theta))
-        angles[t], sizes[t], theta = np.arccos(cosine), np.sqrt(new @ new / n), new
+        angles[t], sizes[t], theta = np.arccos(cosine), np.sqrt(new @ new / N), new
     return angles, sizes
 
 
@@ -204,7 +204,7 @@ def test_exact_sums():
     assert got == pytest.approx(rms, rel=1e-12)
 
 
-def check_steps(initial, power, eta, direction, n, rtol):
+def check_steps(initial, power, eta, direction, rtol):
     """Far from equilibrium at first, then within a fifth of it, for the first time.
 
     While sizes change, so do the gradients', and Adam's second moment is late, which costs
@@ -216,7 +216,7 @@ def check_steps(initial, power, eta, direction, n, rtol):
     else:
         rms, direction = rates.sgd_equilibrium_rms(eta, lam, b, KAPPA), momentum(b)
     steps = rates.equilibrium_steps(initial, eta, lam, within=within, power=power)
-    _, sizes = walk(direction, eta, eta * lam, initial * rms, int(1.1 * steps), n)
+    _, sizes = walk(direction, eta, eta * lam, initial * rms, int(1.1 * steps))
     first = np.argmax(np.abs(sizes / rms - 1) < within) + 1
     assert first == pytest.approx(steps, rel=rtol)
 
@@ -228,7 +228,7 @@ both = pytest.mark.parametrize("power", [2, 4], ids=["AdamW", "SGDW"])
 @far
 @both
 def test_steps(initial, power):
-    check_steps(initial, power, 2e-4, adam(0.9, 0.98), N // 2, 0.05)
+    check_steps(initial, power, 2e-4, adam(0.9, 0.98), 0.05)
 
 
 @far
@@ -236,7 +236,7 @@ def test_steps(initial, power):
 @pytest.mark.slow
 def test_steps_of_a_long_run(initial, power):
     u = adam(0.9, 0.999)
-    check_steps(initial, power, 2e-5, lambda g, p: u(g * np.sqrt(p @ p), p), N, 0.02)
+    check_steps(initial, power, 2e-5, lambda g, p: u(g * np.sqrt(p @ p), p), 0.02)
 
 
 def test_steps_at_the_edges():
