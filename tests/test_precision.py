@@ -395,7 +395,7 @@ def test_chances_are_those_of_the_hash():
 def test_a_sum_and_what_rounding_takes_from_it_are_exact():
     rng = np.random.default_rng(0)
     x, y = (rng.normal(size=(2, 512)) * 2.0 ** rng.integers(-12, 12, (2, 512))).astype("f4")
-    total, lost = jax.jit(_rounding.two_sum)(x, y)
+    total, lost = jax.jit(lambda x, y: _rounding.two_sum(x, y))(x, y)
     exact = x.astype(float) + y  # in float64, of numbers that are not too far apart
     np.testing.assert_array_equal(np.float64(total) + np.float64(lost), exact)
     assert np.count_nonzero(lost) > 100
