@@ -11,7 +11,7 @@ from tests.helpers import enable_x64, quick  # noqa: E402
 
 reproducible = {"derandomize": True, "deadline": None, "database": None}
 hypothesis.settings.register_profile("quick", max_examples=6, **reproducible)
-hypothesis.settings.register_profile("thorough", max_examples=25, **reproducible)
+hypothesis.settings.register_profile("thorough", max_examples=50, **reproducible)
 hypothesis.settings.load_profile("quick")
 
 
