@@ -5,7 +5,7 @@
 - both equal the published formulas in the limit of a small rate;
 - steps until the size is near its equilibrium, from above and from below, within 2 %
   (5 % in the short runs);
-- on the sphere, the transferred learning rate turns weights as AdamW does;
+- on the sphere, the transferred learning rate turns weights as AdamW does (slow);
 - the optimizers themselves, `adamw` and `sgdw`, settle where the planners say (slow);
 - the example `equilibrium` (slow, in short runs) draws every matrix that decays;
 - traced numbers give the same; bad numbers raise, with the name and the value.
